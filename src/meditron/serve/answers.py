@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +55,11 @@ class Usage:
         }
 
 
-async def collect(pieces: AsyncIterator[Piece], n: int = 1) -> tuple[list[Answer], Usage]:
+async def collect(pieces: AsyncGenerator[Piece], n: int = 1) -> tuple[list[Answer], Usage]:
     """Return the finished answers in order. Answers n·k … n·k + n − 1 belong to prompt k."""
     answers: dict[int, Answer] = {}
     usage = Usage()
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             answer = answers.setdefault(piece.index, Answer())
             answer.text.append(piece.text)
@@ -89,8 +89,8 @@ def chat_body(model: str, answers: Sequence[Answer], usage: Usage, *, logprobs: 
 
 
 async def chat_chunks(
-    model: str, pieces: AsyncIterator[Piece], *, include_usage: bool
-) -> AsyncIterator[bytes]:
+    model: str, pieces: AsyncGenerator[Piece], *, include_usage: bool
+) -> AsyncGenerator[bytes]:
     """Yield the events of a streamed chat completion."""
     head = _head("chat.completion.chunk", new_id("chatcmpl-"), model)
     usage, begun = Usage(), set[int]()
@@ -100,7 +100,7 @@ async def chat_chunks(
         choice = {"index": piece.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return event({**head, "choices": [choice], **({"usage": None} if include_usage else {})})
 
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             usage.add(piece, first=piece.index == 0)
             if piece.index not in begun:
@@ -142,16 +142,16 @@ def completion_body(
 
 async def completion_chunks(
     model: str,
-    pieces: AsyncIterator[Piece],
+    pieces: AsyncGenerator[Piece],
     *,
     echoes: Sequence[str],
     n: int,
     include_usage: bool,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the events of a streamed completion."""
     head = _head("text_completion", new_id("cmpl-"), model)
     usage, offsets = Usage(), dict[int, int]()
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             usage.add(piece, first=piece.index % n == 0)
             echo = "" if piece.index in offsets else echoes[piece.index]

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import wraps
@@ -107,11 +107,11 @@ async def _completions(request: Request) -> Response:
 
 async def _in_turn(
     pool: ModelPool, generations: Sequence[GenerationRequest], origin: Origin
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece]:
     """Yield the pieces of several generations, whose answers are numbered on."""
     first = 0
     for generation in generations:
-        async with aclosing(pool.generate(generation, origin)) as pieces:  # type: ignore[type-var]
+        async with aclosing(pool.generate(generation, origin)) as pieces:
             async for piece in pieces:
                 yield replace(piece, index=first + piece.index)
         first += generation.n

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncIterator[bytes],
+        events: AsyncGenerator[bytes],
         failure: Callable[[Mapping[str, Any]], bytes] = event,
     ) -> None:
         """Stream events; `failure` makes the event for an error's body."""
@@ -86,7 +86,7 @@ class EventStream(Response):
 
     async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._events) as events:  # type: ignore[type-var]
+            async with aclosing(self._events) as events:
                 async for content in events:
                     await self._send(send, content)
         except Exception as error:

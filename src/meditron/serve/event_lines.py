@@ -1,7 +1,7 @@
 """Server-sent events of an HTTP response, read as they arrive."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 __all__ = ["read_events"]
@@ -9,7 +9,7 @@ __all__ = ["read_events"]
 _LONGEST = 32 << 20  # bytes of one event; a server that sends more is broken
 
 
-async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+async def read_events(parts: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any]]:
     """Yield the JSON of each event, until the stream or its `[DONE]` ends.
 
     Not httpx's `aiter_lines`, which also ends a line at characters such as U+2028 or U+0085 inside of a text.

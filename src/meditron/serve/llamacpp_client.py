@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -40,7 +40,7 @@ class LlamaClient:
         """True while the process runs."""
         return self.process.alive
 
-    async def complete(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def complete(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield the events of llama.cpp's `POST /completion`. Closing the iterator cancels the request.
 
         Raises:
@@ -51,7 +51,7 @@ class LlamaClient:
             async with self._http.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
                     raise _refusal(json.loads(await response.aread()))
-                async with aclosing(read_events(response.aiter_bytes())) as events:  # type: ignore[type-var]
+                async with aclosing(read_events(response.aiter_bytes())) as events:
                     async for event in events:
                         if "error" in event:
                             raise _refusal(event)
@@ -97,7 +97,7 @@ class LlamaClient:
             "json_schema": schema,
             "cache_prompt": False,
         }
-        async with aclosing(self.complete(body)) as events:  # type: ignore[type-var]
+        async with aclosing(self.complete(body)) as events:
             stops = [event.get("stop_type") async for event in events]
         if "eos" in stops:
             raise RequestError(

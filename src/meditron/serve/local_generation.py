@@ -5,7 +5,7 @@ Conversations are rendered and tokenized here, in the sandbox for chat templates
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -51,7 +51,7 @@ async def generate_pieces(
     tokenizer: Tokenizer,
     reservations: Reservations,
     context: int,
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece]:
     """Yield the pieces of all answers. See `LocalModel.generate`."""
     # A template of a hostile file computes for seconds before it exceeds its budget.
     ids = await asyncio.to_thread(encode_prompt, tokenizer, request.messages, request.text)
@@ -74,7 +74,7 @@ async def generate_pieces(
             if request.json_schema is not None:
                 await client.check_schema(body["json_schema"], ids[0], tokenizer.end_of_text_id)
             events = client.complete(body)
-            async with aclosing(_pieces(events, request, tokenizer, start, count)) as pieces:  # type: ignore[type-var]
+            async with aclosing(_pieces(events, request, tokenizer, start, count)) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -109,15 +109,15 @@ def _completion_body(
 
 
 async def _pieces(
-    events: AsyncIterator[dict[str, Any]],
+    events: AsyncGenerator[dict[str, Any]],
     request: GenerationRequest,
     tokenizer: Tokenizer,
     first: int,
     count: int,
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece]:
     """Yield the events of one request to llama.cpp as pieces of the answers from `first` on."""
     open_answers = set(range(count))
-    async with aclosing(events):  # type: ignore[type-var]
+    async with aclosing(events):
         async for event in events:
             number = int(event["index"])
             if number not in open_answers:  # what follows a stop token that llama.cpp does not know

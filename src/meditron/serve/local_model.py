@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -108,7 +108,7 @@ class LocalModel:
         """Load the model, if it is not loaded. Raises the errors of `generate`."""
         await self._load()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece]:
         """Yield the pieces of the answers while they are generated. Closing the iterator cancels them.
 
         Raises:
@@ -125,7 +125,7 @@ class LocalModel:
                 reservations=loaded.reservations,
                 context=self._context,
             )
-            async with aclosing(pieces):  # type: ignore[type-var]
+            async with aclosing(pieces):
                 async for piece in pieces:
                     yield piece
 
@@ -275,7 +275,7 @@ def _check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
 def _file_type(gguf: GGUF) -> str:
     """Return llama.cpp's name of a file's mix of types, or its main tensor type if it names no mix."""
     try:
-        name = LlamaFileType(gguf.metadata.get("general.file_type")).name
+        name = str(LlamaFileType(gguf.metadata.get("general.file_type")).name)
     except ValueError:
         return main_type(gguf)
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")

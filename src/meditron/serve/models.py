@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
@@ -130,7 +130,7 @@ class ModelPool:
             hint=f"models: {', '.join(self._models) or 'none'}",
         )
 
-    async def generate(self, request: GenerationRequest, origin: Origin) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest, origin: Origin) -> AsyncGenerator[Piece]:
         """Yield the pieces of the answers to a request. Closing the iterator cancels it.
 
         Raises:
@@ -142,7 +142,7 @@ class ModelPool:
         try:
             model = await self.find(request.model)
             sha256 = model.info.sha256
-            async with self._admitted(request.model), aclosing(model.generate(request)) as pieces:  # type: ignore[type-var]
+            async with self._admitted(request.model), aclosing(model.generate(request)) as pieces:
                 await _prepare(model)
                 deadline = asyncio.get_running_loop().time() + self._config.request_seconds
                 while (piece := await _next_before(deadline, pieces, self._config)) is not None:
@@ -154,7 +154,7 @@ class ModelPool:
         finally:
             self.report(_exchange(request, origin, record, sha256))
 
-    async def stream(self, call: ChatCall) -> AsyncIterator[ChatPiece]:
+    async def stream(self, call: ChatCall) -> AsyncGenerator[ChatPiece]:
         """See `ChatSource.stream`."""
         messages = [dict(message) for message in call.messages]
         body = parse_request(ChatRequest, {**call.sampling, "model": call.model, "messages": messages})
@@ -167,7 +167,7 @@ class ModelPool:
             metadata=call.metadata,
             sampling=call.sampling,
         )
-        async with aclosing(self.generate(request, origin)) as pieces:  # type: ignore[type-var]
+        async with aclosing(self.generate(request, origin)) as pieces:
             async for piece in pieces:
                 yield ChatPiece(
                     text=piece.text,

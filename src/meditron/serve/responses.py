@@ -1,7 +1,7 @@
 """OpenAI's Responses API: the generation that a request asks for, and its answer, whole or as events."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from itertools import count
 from typing import Any
@@ -121,8 +121,8 @@ def response_body(
 
 
 async def response_events(
-    body: ResponsesRequest, request: GenerationRequest, pieces: AsyncIterator[Piece]
-) -> AsyncIterator[bytes]:
+    body: ResponsesRequest, request: GenerationRequest, pieces: AsyncGenerator[Piece]
+) -> AsyncGenerator[bytes]:
     """Yield the events of a streamed response."""
     response, numbers = _Response(body, request), count()
     place = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
@@ -131,7 +131,7 @@ async def response_events(
     def named(kind: str, **fields: object) -> bytes:
         return event({"type": kind, "sequence_number": next(numbers), **fields}, kind)
 
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             if not answer.text:  # nothing is sent before the first piece, so that an error has a status
                 yield named("response.created", response=response.body("in_progress", []))

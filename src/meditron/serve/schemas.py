@@ -219,8 +219,8 @@ class CompletionRequest(SamplingFields):
         """The prompts as a list."""
         prompt = self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]
-        return prompt  # type: ignore[return-value]
+            return [prompt]
+        return prompt
 
 
 class EmbeddingRequest(Body):
@@ -243,8 +243,8 @@ class EmbeddingRequest(Body):
         """The texts as a list."""
         value = self.input
         if isinstance(value, str) or isinstance(value[0], int):
-            return [value]  # type: ignore[list-item]
-        return value  # type: ignore[return-value]
+            return [value]
+        return value
 
 
 class TokenizeRequest(Body):

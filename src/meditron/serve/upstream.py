@@ -1,7 +1,7 @@
 """A model of another OpenAI-compatible server, such as vLLM, in front of which this server stands."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -72,7 +72,7 @@ class Upstream:
         except ValueError as error:
             raise self._broken("the answer") from error
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield the events of a streamed answer. Closing the iterator cancels the request.
 
         Raises:
@@ -83,7 +83,7 @@ class Upstream:
             async with self._http.stream("POST", path, json=body) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, await response.aread())
-                async with aclosing(read_events(response.aiter_bytes())) as events:  # type: ignore[type-var]
+                async with aclosing(read_events(response.aiter_bytes())) as events:
                     async for event in events:
                         if "error" in event:
                             raise EngineError(f"{self.address}: {_error_message(event)}")
@@ -124,12 +124,12 @@ class UpstreamModel:
         self._upstream = upstream
         self.info = ModelInfo(id=name, path=f"{upstream.address}#{name}")
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece]:
         """Yield the pieces of the answers while they are generated. Errors are those of `Upstream.stream`."""
         path = "/completions" if request.messages is None else "/chat/completions"
         finished: dict[int, Finish] = {}
         usage: Mapping[str, Any] = {}
-        async with aclosing(self._upstream.stream(path, _request_body(request))) as events:  # type: ignore[type-var]
+        async with aclosing(self._upstream.stream(path, _request_body(request))) as events:
             async for event in events:
                 usage = event.get("usage") or usage
                 for choice in event.get("choices", ()):
