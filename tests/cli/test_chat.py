@@ -20,6 +20,7 @@ from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.engine import load
 from meditron.model.weights import save_gguf
+from meditron.text.base_prompt import render_base_prompt
 from tiny import tiny_hf
 
 TEMPLATE = (
@@ -143,7 +144,9 @@ def test_a_model_without_a_template_gets_a_plain_prompt(chat: Chat, plain: Path)
     assert "has no chat template" in said.err
     first, second = answers(said)
     with load(str(plain)) as engine:
-        text = f"Question: What is sepsis?\nAnswer: {first}\n\nQuestion: And aspirin?\nAnswer:"
+        roles = ("user", "assistant", "user")
+        talk = zip(roles, ("What is sepsis?", first, "And aspirin?"), strict=True)
+        text = render_base_prompt([{"role": role, "content": content} for role, content in talk])
         reply = engine.generate(text, raw=True, max_tokens=6).end_before("\nQuestion:")
         assert reply.finish().text.strip() == second
 

@@ -40,6 +40,7 @@ def test_texts_conversations_and_settings_are_sent_as_openai_defines_them(server
     assert first == {
         "model": "toy", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 3,
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "fever"}],
+        "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
     assert second["prompt"] == "rash"
     assert engine.identity["url"] == server.url

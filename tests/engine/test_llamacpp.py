@@ -155,7 +155,7 @@ def test_a_process_that_died_between_two_calls_is_replaced(llama: LlamaCppEngine
 
 
 def test_a_process_that_sends_nothing_is_an_error_and_is_ended(small: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llamacpp_process, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(llamacpp_process, "SILENT_SECONDS", 0.5)
     with load(str(small), backend="llama.cpp") as engine:
         os.kill(engine.process.pid, signal.SIGSTOP)
         with pytest.raises(EngineError, match="sent nothing"):
@@ -288,7 +288,7 @@ def test_models_and_settings_that_llama_cpp_cannot_load_are_refused(
     with pytest.raises(UsageError, match="got 'vllm'"):
         load(str(small), backend="vllm")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(MissingExtra, match="serve"):
+    with pytest.raises(MissingExtra, match="llamacpp"):
         load(str(small), backend="llama.cpp")
 
 

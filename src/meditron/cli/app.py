@@ -27,6 +27,7 @@ from meditron.cli.pull import pull
 from meditron.cli.push import push
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
+from meditron.cli.serve import serve
 from meditron.cli.split import join, split
 from meditron.cli.status import status
 from meditron.cli.verify import sign, verify
@@ -44,6 +45,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     inspect,
     generate,
     chat,
+    serve,
     convert,
     quantize,
     imatrix,

@@ -58,7 +58,7 @@ def chat(
         conversation = Chat(loaded, system)
         session = Session(conversation, sampling, interactive=interactive, as_json=as_json)
         if not conversation.has_chat_template:
-            info('The model has no chat template; its prompt is "Question: …", "Answer:".')
+            info("The model has no chat template; its prompt is an instruction and one solved example.")
         if interactive:
             info("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation.")
         for line in read_input_lines():

@@ -52,7 +52,7 @@ EXTRAS = {
     "model_signing": "signing",
     "OpenSSL": "signing",
     "cyclonedx": "bom",
-    "xllamacpp": "serve",
+    "xllamacpp": "llamacpp",
     "starlette": "serve",
     "uvicorn": "serve",
     "markdown_it": "serve",

@@ -95,16 +95,16 @@ Out = Annotated[Path, Parameter(help="Folder that holds runs.")]
 def flags_from(
     table: str, groups: Mapping[str, Sequence[str]], *, names: Mapping[str, str] | None = None
 ) -> Callable[[Function], Function]:
-    """Add keys of a recipe's table to a command as flags.
+    """Add keys of a recipe's table, or of the server's settings, to a command as flags.
 
     Type, choices, bounds, default and help of each flag are those of the table's config class. These are read
-    from the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
+    from the package's JSON Schemas, because importing the config classes would slow down `--help`.
 
     The command receives the flags that were given as `**settings` (key → value), and passes them to the
     config class, which fills in the defaults of the others (`validate_settings`).
 
     Args:
-        table: A recipe's table, such as `evaluate`.
+        table: A recipe's table, such as `evaluate`; or `serve`.
         groups: Heading in the help → keys of the table.
         names: Key → flag, for flags that are not the key with dashes (`{"methods": "--method"}`).
     """
@@ -133,16 +133,19 @@ def flags_from(
 
 
 @cache
-def _recipe_schema() -> dict[str, Any]:
-    """Read the JSON Schema of recipes, without importing `meditron.recipe`."""
-    text = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
+def _read_schema(package: str, name: str) -> dict[str, Any]:
+    """Read a JSON Schema of a package, without importing the package."""
+    schema: dict[str, Any] = json.loads(files("meditron").joinpath(package, name).read_text(encoding="utf-8"))
     return schema
 
 
 def _table_properties(table: str) -> dict[str, Any]:
-    reference = str(_recipe_schema()["properties"][table]["$ref"])
-    properties: dict[str, Any] = _recipe_schema()["$defs"][reference.rpartition("/")[2]]["properties"]
+    if table == "serve":
+        settings: dict[str, Any] = _read_schema("serve", "config.schema.json")["properties"]
+        return settings
+    schema = _read_schema("recipe", "recipe.schema.json")
+    reference = str(schema["properties"][table]["$ref"])
+    properties: dict[str, Any] = schema["$defs"][reference.rpartition("/")[2]]["properties"]
     return properties
 
 

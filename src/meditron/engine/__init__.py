@@ -35,7 +35,7 @@ __all__ = [
 
 Backend = Literal["torch", "llama.cpp"]
 _ATTEMPTS = 4  # at a terminal a failure of the server is reported within seconds
-_EXTRAS = {"torch": "train", "httpx": "serve"}
+_EXTRAS = {"torch": "train", "httpx": "llamacpp"}
 
 
 def load(

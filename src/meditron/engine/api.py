@@ -12,8 +12,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,7 @@ from meditron.core.console import warn
 from meditron.core.errors import EngineError, UsageError
 from meditron.core.redaction import public_address
 from meditron.engine.base import API_SCHEME, Generates, Generation, Pieces, Prompt, Reply, SeededPrompt
+from meditron.engine.event_lines import split_lines
 from meditron.model.sampling import SamplingConfig, SamplingOptions
 from meditron.text.chat import Message
 
@@ -34,6 +36,7 @@ API_KEY_VARIABLE = "MEDITRON_API_KEY"
 """Environment variable of the key, which is sent as a bearer token and never printed or recorded."""
 JUDGE_KEY_VARIABLE = "MEDITRON_JUDGE_API_KEY"
 """Environment variable of the key of a judge's server, so that no server gets the key of another one."""
+_EVENTS = "text/event-stream"
 _TEMPORARY = frozenset({408, 425, 429})
 _LONGEST_ANSWER = 32 << 20  # bytes; a server that sends more is broken
 _LONGEST_WAIT = 120.0  # seconds between two attempts, whatever the server asks for
@@ -128,13 +131,61 @@ class ApiEngine(Generates):
         return {"engine": "api", "url": self._address, "model": self._model, "date": date}
 
     def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
-        """See `Generates.generate`. The text arrives in one piece."""
-        return Reply(self._one_piece(self._request(prompt, SamplingConfig(**options), raw=raw)))
+        """See `Generates.generate`. The text arrives in one piece if the server does not stream."""
+        return Reply(self._stream(self._request(prompt, SamplingConfig(**options), raw=raw)))
 
-    def _one_piece(self, request: _Request) -> Pieces:
-        generation = self._answer(request)
-        yield generation.text, generation.tokens
-        yield generation.stop
+    def _stream(self, request: _Request) -> Pieces:
+        body = {**request.body, "stream": True, "stream_options": {"include_usage": True}}
+        # Once a part of the text is out, a failure is final: a repeated request may give another text.
+        answer = self._retry(lambda: self._open(request.path, body))
+        if isinstance(answer, tuple):
+            text, tokens, finish = answer
+            yield text, tokens
+        else:
+            finish, words, counted = "", 0, 0
+            with closing(self._events(answer)) as events:
+                for event in events:
+                    text, tokens, reason = _parse_event(event)
+                    finish, words, counted = reason or finish, words + len(text.split()), counted + tokens
+                    yield text, tokens
+            yield "", 0 if counted else words  # as for a whole answer, if the server counts no tokens
+        yield "length" if finish == "length" else "end"
+
+    def _open(self, path: str, body: Mapping[str, Any]) -> "httpx.Response | tuple[str, int, str]":
+        """Return the open stream of an answer, or the answer of a server that does not stream."""
+        with self._translate_failures():
+            request = self._client.build_request("POST", self._url + path, json=body)
+            response = self._client.send(request, stream=True)
+            if response.status_code == httpx.codes.OK and _EVENTS in response.headers.get("Content-Type", ""):
+                return response
+            with closing(response):
+                return _parse_answer(self._json(response))
+
+    def _events(self, response: httpx.Response) -> Generator[Any]:
+        """Yield the JSON of each event of a stream, and close it."""
+        deadline = time.monotonic() + self._settings.timeout
+        finished = False
+        try:
+            with closing(response):
+                for line in split_lines(response.iter_bytes()):
+                    kind, _, content = line.rstrip(b"\r").partition(b":")
+                    if time.monotonic() > deadline:
+                        raise EngineError(
+                            f"{self._address}: no complete answer within {self._settings.timeout:g} s"
+                        )
+                    if kind != b"data" or finished:
+                        continue
+                    finished = content.strip() == b"[DONE]"
+                    if not finished:
+                        yield json.loads(content)
+        except httpx.HTTPError as error:
+            raise EngineError(
+                f"{self._address}: the connection failed in the middle of the answer ({type(error).__name__})"
+            ) from error
+        except ValueError as error:
+            raise EngineError(f"{self._address}: an event of the stream is not JSON") from error
+        if not finished:
+            raise EngineError(f"{self._address}: the stream ended before the answer was complete")
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
@@ -280,23 +331,32 @@ class ApiEngine(Generates):
             _TemporaryFailure: the request can be sent again.
             EngineError: the server refuses the request.
         """
-        deadline = time.monotonic() + self._settings.timeout
-        content = bytearray()
+        with self._translate_failures(), self._client.stream(method, self._url + path, json=body) as response:
+            return self._json(response)
+
+    @contextmanager
+    def _translate_failures(self) -> Iterator[None]:
+        """Raise errors of httpx as `_TemporaryFailure` if the request can be sent again, else EngineError."""
         try:
-            with self._client.stream(method, self._url + path, json=body) as response:
-                for part in response.iter_bytes():
-                    content += part
-                    # httpx limits the time between two parts, so a server that sends single bytes never ends.
-                    if time.monotonic() > deadline:
-                        raise _TemporaryFailure(f"no complete answer within {self._settings.timeout:g} s")
-                    if len(content) > _LONGEST_ANSWER:
-                        raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
+            yield
         except httpx.TimeoutException as error:
             raise _TemporaryFailure(f"no answer within {self._settings.timeout:g} s") from error
         except (httpx.TransportError, httpx.DecodingError) as error:  # a compressed answer may be cut off
             raise _TemporaryFailure(f"the connection failed ({type(error).__name__})") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineError(f"{self._address}: {type(error).__name__}") from error
+
+    def _json(self, response: httpx.Response) -> Any:  # noqa: ANN401  # JSON
+        """Read the JSON of an answer; raises as `_send`."""
+        deadline = time.monotonic() + self._settings.timeout
+        content = bytearray()
+        for part in response.iter_bytes():
+            content += part
+            # httpx limits the time between two parts, so a server that sends single bytes never ends.
+            if time.monotonic() > deadline:
+                raise _TemporaryFailure(f"no complete answer within {self._settings.timeout:g} s")
+            if len(content) > _LONGEST_ANSWER:
+                raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
         if response.status_code != httpx.codes.OK:
             self._refuse(response, bytes(content))
         try:
@@ -336,6 +396,26 @@ def _parse_answer(answer: Any) -> tuple[str, int, str]:  # noqa: ANN401  # JSON
         return text, _count_tokens(answer.get("usage"), text), str(choice["finish_reason"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _TemporaryFailure("the answer is not that of an OpenAI-compatible server") from error
+
+
+def _parse_event(event: Any) -> tuple[str, int, str | None]:  # noqa: ANN401  # JSON
+    """Return the text of an event, the number of tokens if it has one, and the finish reason if it has one.
+
+    Raises:
+        EngineError: the server reports an error, or a field is missing or has the wrong type.
+    """
+    try:
+        if "error" in event:
+            raise EngineError(f"the server failed: {_error_message(json.dumps(event).encode())}")
+        text, finish = "", None
+        for choice in event.get("choices", ()):
+            part = choice["delta"].get("content") if "delta" in choice else choice["text"]
+            text += part or ""
+            finish = choice.get("finish_reason") or finish
+        usage = event.get("usage")
+        return text, 0 if usage is None else _count_tokens(usage, ""), finish
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EngineError("an event is not that of an OpenAI-compatible server") from error
 
 
 def _count_tokens(usage: object, text: str) -> int:

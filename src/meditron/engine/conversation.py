@@ -1,19 +1,18 @@
 """A conversation with a model: its turns, and the part of them that fits in the context.
 
-A model without a chat template gets the prompt `Question: …`, `Answer:`. Its answer is cut before the next
-`Question:`, because such a model tends to continue with further questions.
+A model without a chat template gets the prompt of `text.base_prompt`, and its answer is cut before the next
+question, because such a model tends to continue with further ones.
 """
 
 from dataclasses import dataclass, field
 
 from meditron.engine.base import Generates, GivesLogits, Prompt, Reply, ScoresTokens, prompt_ids
 from meditron.model.sampling import SamplingConfig
+from meditron.text.base_prompt import NEXT_QUESTION, render_base_prompt
 from meditron.text.chat import Message
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["Chat"]
-
-_NEXT_QUESTION = "\nQuestion:"
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Chat:
             self.dropped_turns += 1
         prompt, raw = self._prompt(question), not self.has_chat_template
         reply = self.engine.generate(prompt, raw=raw, **sampling.generate_arguments)
-        return reply.end_before(_NEXT_QUESTION) if raw else reply
+        return reply.end_before(NEXT_QUESTION) if raw else reply
 
     def add_turn(self, question: str, answer: str) -> None:
         """Append a question and its answer as the last turn."""
@@ -80,12 +79,11 @@ class Chat:
         return messages
 
     def _prompt(self, question: str) -> Prompt:
-        turns = self.turns[self.dropped_turns :]
-        if self.has_chat_template:
-            return [*self._messages(turns), {"role": "user", "content": question}]
-        parts = [self.system_prompt] if self.system_prompt else []
-        parts += [f"Question: {earlier}\nAnswer: {answer}" for earlier, answer in turns]
-        return "\n\n".join([*parts, f"Question: {question}\nAnswer:"])
+        messages = [
+            *self._messages(self.turns[self.dropped_turns :]),
+            {"role": "user", "content": question},
+        ]
+        return messages if self.has_chat_template else render_base_prompt(messages)
 
     def _prompt_tokens(self, question: str) -> int:
         """Return the prompt's number of tokens; 0 if the engine has no local tokenizer to count them."""

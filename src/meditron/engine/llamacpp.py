@@ -38,7 +38,7 @@ from meditron.store.gguf import GGUF
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["LlamaCppEngine"]
+__all__ = ["CACHE_BYTES", "SEEDS", "LlamaCppEngine", "main_type", "shared_context"]
 
 # Shapes: V vocabulary.
 
@@ -47,11 +47,30 @@ CACHE_BYTES = 4 << 30
 llama.cpp allocates the whole cache when it starts."""
 _UNKNOWN_CONTEXT = 8192  # for a file without its model's context length
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this
-_SEEDS = (1 << 32) - 1  # llama.cpp takes 32 bits, and replaces the largest value by a random seed
+SEEDS = (1 << 32) - 1
+"""Number of seeds: llama.cpp takes 32 bits, and replaces the largest value by a random seed."""
 _NONEMPTY = (
     r"root ::= [ \t\r\n]* [^ \t\r\n] [^\x00]*"  # GBNF: a text may end after its first visible character
 )
 _SLOTS = 4  # requests that llama.cpp decodes together; they share one context
+
+
+def shared_context(
+    metadata: Mapping[str, Any], path: Path, context: int | None, slots: int
+) -> tuple[int, int]:
+    """Return the context length of one request, and the number of tokens that all slots share.
+
+    Args:
+        metadata: Metadata of the GGUF file.
+        path: The GGUF file, for a message.
+        context: Tokens that the slots share. Default: the model's context length for each slot, or fewer, as
+            many as fit in the memory limit, but at least those of `_choose_context`.
+        slots: Number of requests that are decoded together.
+    """
+    if context is not None:
+        return min(context, _trained_context(metadata)), context
+    longest = _choose_context(metadata, path, None)
+    return longest, min(slots * longest, max(longest, _affordable_tokens(metadata)))
 
 
 def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
@@ -62,38 +81,59 @@ def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None
     Raises:
         UsageError: `context` is below 1 or above the model's context length.
     """
-
-    def architecture_number(key: str, default: int = 0) -> int:
-        value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
-        # Some architectures have one number per block; the largest is an upper bound.
-        value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
-        return value if isinstance(value, int) and value > 0 else default
-
-    trained = architecture_number("context_length", _UNKNOWN_CONTEXT)
+    trained = _trained_context(metadata)
     if context is not None:
         return validated_context(trained, context)
-    heads = architecture_number("attention.head_count")
-    width = architecture_number(
-        "attention.key_length", architecture_number("embedding_length") // max(heads, 1)
-    )
-    per_block = architecture_number("attention.head_count_kv", heads) * (
-        width + architecture_number("attention.value_length", width)
-    )
-    token_bytes = 2 * architecture_number("block_count") * per_block  # F16
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    tokens = min(CACHE_BYTES, memory // 4) // max(token_bytes, 1) // _STEP * _STEP
+    tokens = _affordable_tokens(metadata)
     if tokens >= trained:
         return trained
     tokens = max(tokens, min(_STEP, trained))
     info(
         f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens, because the KV cache of "
-        f"all of them would take {format_bytes(trained * token_bytes)}; a larger context can be set"
+        f"all of them would take {format_bytes(trained * _token_bytes(metadata))}; a larger context can be "
+        "set"
     )
     return tokens
 
 
+def _trained_context(metadata: Mapping[str, Any]) -> int:
+    return _architecture_number(metadata, "context_length", _UNKNOWN_CONTEXT)
+
+
+def _affordable_tokens(metadata: Mapping[str, Any]) -> int:
+    """Return the number of tokens whose KV cache fits in the memory limit."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(CACHE_BYTES, memory // 4) // max(_token_bytes(metadata), 1) // _STEP * _STEP
+
+
+def _token_bytes(metadata: Mapping[str, Any]) -> int:
+    """Return the bytes of one token in a KV cache in F16."""
+    heads = _architecture_number(metadata, "attention.head_count")
+    embedding = _architecture_number(metadata, "embedding_length")
+    width = _architecture_number(metadata, "attention.key_length", embedding // max(heads, 1))
+    per_block = _architecture_number(metadata, "attention.head_count_kv", heads) * (
+        width + _architecture_number(metadata, "attention.value_length", width)
+    )
+    return 2 * _architecture_number(metadata, "block_count") * per_block
+
+
+def _architecture_number(metadata: Mapping[str, Any], key: str, default: int = 0) -> int:
+    value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
+    # Some architectures have one number per block; the largest is an upper bound.
+    value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
+    return value if isinstance(value, int) and value > 0 else default
+
+
 def _is_int(value: object) -> bool:
     return type(value) is int
+
+
+def main_type(gguf: GGUF) -> str:
+    """Return the tensor type with the most bytes of a GGUF file, which mixes types."""
+    bytes_by_type: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        bytes_by_type[tensor.type] += tensor.nbytes
+    return bytes_by_type.most_common(1)[0][0]
 
 
 class _CompletionRequest(NamedTuple):
@@ -149,16 +189,11 @@ class LlamaCppEngine(Generates, GivesLogits):
                 hint=f"meditron convert {spec} model.gguf, or use --engine torch",
             )
         if find_spec("xllamacpp") is None:
-            raise MissingExtra("xllamacpp", "serve")
+            raise MissingExtra("xllamacpp", "llamacpp")
         with GGUF(files.path) as gguf:
             context = _choose_context(gguf.metadata, files.path, context)
-            # A GGUF file mixes tensor types; the engine's dtype is the type with the most bytes.
-            bytes_by_type: Counter[str] = Counter()
-            for tensor in gguf.tensors.values():
-                bytes_by_type[tensor.type] += tensor.nbytes
-        return cls(
-            files.path, model_tokenizer(files), context, bytes_by_type.most_common(1)[0][0], slots=slots
-        )
+            dtype = main_type(gguf)
+        return cls(files.path, model_tokenizer(files), context, dtype, slots=slots)
 
     def _start(self) -> LlamaServerProcess:
         return LlamaServerProcess(self._path, context=self._context, slots=self._slots)
@@ -237,7 +272,7 @@ class LlamaCppEngine(Generates, GivesLogits):
         for completion, seeds in requests:
             samples.append([])
             for number, seed in enumerate(seeds):
-                completion.body.update(seed=seed % _SEEDS, id_slot=0, cache_prompt=number > 0)
+                completion.body.update(seed=seed % SEEDS, id_slot=0, cache_prompt=number > 0)
                 samples[-1].append(Reply(self._stream_pieces(self.process, completion)).finish())
         return samples
 
@@ -269,7 +304,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             # llama.cpp's default sampler chain is longer; these samplers, in this order, are those of the
             # torch engine.
             "samplers": ["temperature", "top_k", "top_p"],
-            "seed": sampling.seed % _SEEDS,
+            "seed": sampling.seed % SEEDS,
             "return_tokens": True,
             "cache_prompt": False,
         }

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +24,13 @@ import httpx
 from meditron.core.console import progress
 from meditron.core.errors import EngineError, InputError, MeditronError
 from meditron.engine import llamacpp_server
+from meditron.engine.event_lines import split_lines
 
-__all__ = ["LlamaServerProcess"]
+__all__ = ["SILENT_SECONDS", "LlamaServerProcess"]
 
 _START_SECONDS = 600  # a large file on a slow disk takes minutes
-_SILENT_SECONDS = 24 * llamacpp_server.PING_SECONDS
+SILENT_SECONDS = 24 * llamacpp_server.PING_SECONDS
+"""Seconds without a byte, not even a ping, after which the process is taken to hang."""
 _EXIT_SECONDS = 5  # time between the loss of a connection and the process's exit status
 _LOG_BYTES = 1 << 16
 # Waiting OpenMP threads sleep: spinning threads would take the cores from every other program on the machine.
@@ -38,13 +40,25 @@ _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "GGML_NO_BA
 class LlamaServerProcess:
     """A process that serves one GGUF file with llama.cpp."""
 
-    def __init__(self, path: Path, *, context: int, slots: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        slots: int,
+        threads: int | None = None,
+        gpu_layers: int = -1,
+        embeddings: bool = False,
+    ) -> None:
         """Start the process and wait until the model is loaded.
 
         Args:
             path: The GGUF file.
             context: Tokens of the KV cache, which all slots share.
             slots: Number of requests that are decoded together.
+            threads: CPU threads; default: `OMP_NUM_THREADS`, or the number of usable cores.
+            gpu_layers: Layers in GPU memory; -1 = all that fit.
+            embeddings: Answer requests for embeddings, and no others.
 
         Raises:
             InputError: llama.cpp does not run the file.
@@ -69,7 +83,9 @@ class LlamaServerProcess:
             "path": str(path.absolute()),
             "context": context,
             "slots": slots,
-            "threads": _thread_count(),
+            "threads": threads or _thread_count(),
+            "gpu_layers": gpu_layers,
+            "embeddings": embeddings,
             "key": key,
         }
         with progress(f"llama.cpp: load {path.name}"):
@@ -80,10 +96,12 @@ class LlamaServerProcess:
                 raise
         self.pid = self._process.pid
         self.address = address
+        self.headers = {"Authorization": f"Bearer {key}"}
+        """Headers without which the server refuses a request."""
         self._client = httpx.Client(
             base_url=address,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(_SILENT_SECONDS),
+            headers=self.headers,
+            timeout=httpx.Timeout(SILENT_SECONDS),
             limits=httpx.Limits(max_keepalive_connections=0),  # the server drops idle ones at any time
             trust_env=False,  # a proxy must not receive what goes to this machine
         )
@@ -97,14 +115,14 @@ class LlamaServerProcess:
             stdin.write(json.dumps(settings).encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            raise self._process_end_error() from None
+            raise self.end_error() from None
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             if not selector.select(_START_SECONDS):
                 raise EngineError(f"{self.path}: llama.cpp did not load the file within {_START_SECONDS} s")
         line = stdout.readline()
         if not line:
-            raise self._process_end_error(starting=True)
+            raise self.end_error(starting=True)
         return line.decode().strip()
 
     @property
@@ -126,7 +144,7 @@ class LlamaServerProcess:
             with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal_error(json.loads(response.read())["error"])
-                for line in _lines(response.iter_bytes()):
+                for line in split_lines(response.iter_bytes()):
                     kind, _, content = line.partition(b": ")
                     if kind in (b"data", b"error"):  # a line with a colon only is a ping
                         event = json.loads(content)
@@ -135,17 +153,20 @@ class LlamaServerProcess:
                         yield event
         except httpx.ReadTimeout as error:
             self.close()
-            raise EngineError(f"{self.path}: llama.cpp sent nothing for {_SILENT_SECONDS} s") from error
+            raise EngineError(f"{self.path}: llama.cpp sent nothing for {SILENT_SECONDS} s") from error
         except httpx.HTTPError as error:
-            raise self._process_end_error() from error
+            raise self.end_error() from error
         if not event.get("stop"):  # the stream ended without its last event
-            raise self._process_end_error()
+            raise self.end_error()
 
     def _refusal_error(self, error: dict[str, Any]) -> EngineError:
         return EngineError(f"{self.path}: llama.cpp refused the request: {error['message']}")
 
-    def _process_end_error(self, *, starting: bool = False) -> MeditronError:
-        """Return the error for a process that ended, with the first error of its log."""
+    def end_error(self, *, starting: bool = False) -> MeditronError:
+        """Return the error for a process that ended, with the first error of its log.
+
+        Waits a few seconds for the end of a process that has closed its connection.
+        """
         if not self.close.alive:
             return EngineError(f"{self.path}: the engine was closed while it generated")
         try:
@@ -162,19 +183,6 @@ class LlamaServerProcess:
             f"{self.path}: the process of llama.cpp {how}" + (f": {reason}" if reason else ""),
             hint=memory if -code == signal.SIGKILL else None,
         )
-
-
-def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a stream of server-sent events, without their newlines.
-
-    Not httpx's `iter_lines`, which also ends a line at characters such as U+2028 or U+0085 inside of a text.
-    """
-    pending = b""
-    for part in parts:
-        *lines, pending = (pending + part).split(b"\n")
-        yield from lines
-    if pending:
-        yield pending
 
 
 def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:

@@ -1,9 +1,9 @@
 """The script of llama.cpp's child process: xllamacpp's native server, until its stdin ends.
 
 The script is started as a file, not as part of the package, and imports nothing but xllamacpp, so it starts
-in a second. The settings (`path`, `context`, `slots`, `threads`, `key`) are one line of JSON on stdin,
-because every user of the machine can read a command line. One line on stdout, the server's address, says that
-the model is loaded. Errors go to stderr.
+in a second. The settings (`path`, `context`, `slots`, `threads`, `gpu_layers`, `embeddings`, `key`) are one
+line of JSON on stdin, because every user of the machine can read a command line. One line on stdout, the
+server's address, says that the model is loaded. Errors go to stderr.
 """
 
 import json
@@ -12,6 +12,8 @@ import sys
 
 PING_SECONDS = 5
 """Interval of the pings in a stream while a long prompt is processed."""
+EMBEDDING_TOKENS = 2048
+"""Longest text of an embedding: it is processed in one batch, whose buffers grow with its square."""
 
 
 def main() -> None:
@@ -28,7 +30,14 @@ def main() -> None:
     params.kv_unified = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
-    params.n_threads_http = settings["slots"] + 1  # a stream occupies a thread
+    # A stream occupies a thread, and one whose client has gone away does so for up to a second longer.
+    params.n_threads_http = 2 * settings["slots"] + 2
+    if settings["gpu_layers"] >= 0:
+        params.n_gpu_layers = settings["gpu_layers"]
+    if settings["embeddings"]:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_batch = params.n_ubatch = min(settings["context"], EMBEDDING_TOKENS)
     params.sse_ping_interval = PING_SECONDS
     params.fit_params = False  # the parent computes with this context; llama.cpp must not lower it
     params.cache_ram_mib = 0

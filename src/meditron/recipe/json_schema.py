@@ -1,8 +1,8 @@
-"""JSON Schema of recipes, stored in the package as `recipe.schema.json`.
+"""JSON Schemas of recipes and of the server's settings: `recipe.schema.json`, `serve/config.schema.json`.
 
-Commands take their flags from this file (`meditron.cli.options.flags_from`), because reading it is fast while
-importing the config classes takes half a second, also for `--help`. After a change of a config class,
-generate the file again:
+Commands take their flags from these files (`meditron.cli.options.flags_from`), because reading them is fast
+while importing the config classes takes half a second, also for `--help`. After a change of a config class,
+generate the files again:
 
     python -m meditron.recipe.json_schema
 """
@@ -16,10 +16,12 @@ from pydantic.json_schema import models_json_schema
 
 from meditron.recipe.registry import STAGES
 from meditron.recipe.schema import RecipeHeader
+from meditron.serve.config import ServeConfig
 
-__all__ = ["SCHEMA_FILE", "recipe_schema", "schema_text"]
+__all__ = ["SCHEMA_FILE", "SERVER_SCHEMA_FILE", "recipe_schema", "schema_text", "server_schema_text"]
 
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
+SERVER_SCHEMA_FILE = Path(__file__).parents[1] / "serve" / "config.schema.json"
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -56,5 +58,11 @@ def schema_text() -> str:
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
+def server_schema_text() -> str:
+    """Return the schema of the server's settings as it is written to `SERVER_SCHEMA_FILE`."""
+    return json.dumps(ServeConfig.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
+    SERVER_SCHEMA_FILE.write_text(server_schema_text(), encoding="utf-8")
     SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""SQLite databases with migrations, for data that changes: conversations, logs, reviews."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from meditron.core.errors import InputError, StorageError
+from meditron.store.files import make_folder, translate_write_errors
+
+__all__ = ["Database"]
+
+_BUSY_SECONDS = 10.0  # wait for another process that writes
+
+
+class Database:
+    """A SQLite file. One connection, used by one thread at a time.
+
+    Each migration is a script that brings the file from the version before to its own; `user_version` counts
+    them. Only the owner can read the file.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        """Open or create the file, and apply the migrations it lacks.
+
+        Raises:
+            InputError: the file is no such database, or was written by a newer version of the program.
+            StorageError: the file cannot be created or written.
+        """
+        self.path = path
+        self._lock = threading.RLock()
+        make_folder(path.parent)
+        with translate_write_errors(path):
+            # Created with its mode, so that it is never readable for others, not even for a moment.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        with self._named_errors():
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            try:
+                self._prepare(migrations)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, migrations: Sequence[str]) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        with self._begin():
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(migrations):
+                raise InputError(
+                    self.path,
+                    f"it has version {version}, and this program knows {len(migrations)}",
+                    hint="update meditron",
+                )
+            for number, script in enumerate(migrations[version:], version + 1):
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection; commit at the end, roll back after an exception. Threads take turns.
+
+        Raises:
+            StorageError: the disk is full, or another process holds the file.
+            InputError: the file is damaged.
+        """
+        with self._lock, self._named_errors(), self._begin():
+            yield self._connection
+
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Raise errors of SQLite as errors that name the file. Violated constraints pass through."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise InputError(self.path, f"{error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        """Return the database."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script. `executescript` would commit the transaction first."""
+    pending = ""
+    for part in script.split(";"):
+        pending += f"{part};"
+        if sqlite3.complete_statement(pending):
+            if pending.strip(" \n;"):
+                yield pending
+            pending = ""
