@@ -1,17 +1,15 @@
 """The real `meditron serve` process in front of a scripted upstream."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from served_app import Address
+from served_app import Address, Reply
+from serving import serving as start
 
 
 class Served(Address):
@@ -20,11 +18,9 @@ class Served(Address):
     process: "subprocess.Popen[str]"
     errors: Path
 
-    def ask(
-        self, script: str, *, stream: bool = False, headers: dict[str, str] | None = None, **more: Any
-    ) -> Any:
+    def ask(self, script: str, *, headers: dict[str, str] | None = None, **fields: Any) -> Reply:
         """Send a chat request; return the response."""
-        body = {"model": "toy", "messages": [{"role": "user", "content": script}], "stream": stream, **more}
+        body = {"model": "toy", "messages": [{"role": "user", "content": script}], **fields}
         sent = {"Content-Type": "application/json", **(headers or {})}
         return self.request("POST", "/v1/chat/completions", json.dumps(body).encode(), sent)
 

@@ -1,12 +1,14 @@
 """The guard in front of a small application, through real sockets."""
 
+import asyncio
 import gc
 import hashlib
+import http.client
 import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from meditron.serve import access, login, pages
 from meditron.serve.access import require_role
 from meditron.serve.connection import EventStream
 from meditron.serve.guard import Guard
+from meditron.serve.http_protocol import DeadlineProtocol
 from meditron.serve.replies import EXCEPTION_HANDLERS
 from meditron.store.people import People, Person
 from served_app import Address, listening, serve_state
@@ -52,6 +55,11 @@ async def fail(request: Request) -> Response:
     raise known.get(kind) or RuntimeError("secret-detail /home/x")
 
 
+async def slow(request: Request) -> Response:
+    await asyncio.sleep(1.0)
+    return Response("done")
+
+
 async def stream(request: Request) -> Response:
     async def pieces() -> Any:
         yield b"data: 1\n\n"
@@ -74,6 +82,7 @@ async def admin(request: Request) -> Response:
 ROUTES = [
     Route("/", page),
     Route("/who", who),
+    Route("/slow", slow),
     Route("/v1/who", who),
     Route("/v1/echo", echo, methods=["POST", "DELETE", "PATCH"]),
     Route("/v1/fail/{kind}", fail),
@@ -318,6 +327,18 @@ def test_hostile_paths_find_nothing(local: Address, target: str, status: int) ->
     assert b"import" not in reply.body or status == 200
 
 
+def test_large_headers_and_ranges_are_refused(local: Address) -> None:
+    head = b"GET /static/style.css HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    assert local.raw(head + b"X: " + b"a" * 30_000 + b"\r\n\r\n").split()[1] == b"400"
+    assert local.raw(head + b"X: a\r\n" * 5_000 + b"\r\n").split()[1] == b"400"
+    ranges = ",".join(f"{number}-{number}" for number in range(0, 4000, 2))
+    start = time.monotonic()
+    reply = local.request("GET", "/static/style.css", headers={"Range": f"bytes={ranges}"})
+    assert reply.status in (200, 206, 400, 416)
+    assert len(reply.body) < 1 << 20
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("target", ["/", "/v1/who", "/none", "/static/style.css", "/v1/fail/x", "/v1/stream"])
 @pytest.mark.parametrize("host", ["localhost", "evil.example"])
 def test_every_response_has_the_headers(local: Address, target: str, host: str) -> None:
@@ -543,3 +564,47 @@ def test_a_client_that_does_not_read_loses_its_response(tmp_path: Any) -> None:
             while not ended and time.monotonic() < deadline:
                 time.sleep(0.05)
     assert ended == ["closed"]
+
+
+class ShortDeadlines(DeadlineProtocol):
+    head_seconds = 0.4
+    body_seconds = 0.8
+
+
+@pytest.fixture
+def hasty(tmp_path: Any) -> Iterator[Address]:
+    """A server whose connections have little time."""
+    with listening(guarded(tmp_path), http=ShortDeadlines, timeout_keep_alive=5) as address:
+        yield address
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n", b"G"])
+def test_a_slow_head_loses_its_connection(hasty: Address, first: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), 5) as connection:
+        connection.sendall(first)
+        start = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - start < 4 and connection.send(b"x: y\r\n"[:1]):
+                time.sleep(0.05)
+        assert time.monotonic() - start < 3
+
+
+def test_a_slow_body_that_nobody_reads_loses_its_connection(hasty: Address) -> None:
+    head = b"POST /v1/echo HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 9999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", hasty.port), 5) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).split()[1] == b"421"
+        start = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - start < 4 and connection.send(b"x"):
+                time.sleep(0.05)
+        assert time.monotonic() - start < 3
+
+
+def test_long_responses_and_quiet_connections_have_their_time(hasty: Address) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", hasty.port, timeout=10)
+    for _ in range(3):  # on one connection, idle for longer than a head may take
+        connection.request("GET", "/slow")
+        assert connection.getresponse().read() == b"done"
+        time.sleep(0.6)
+    connection.close()

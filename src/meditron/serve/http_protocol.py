@@ -20,9 +20,9 @@ class DeadlineProtocol(H11Protocol):
     """
 
     head_seconds: ClassVar[float] = 15.0
-    body_seconds: ClassVar[float] = 150.0  # the guard answers slow bodies earlier, unless it does not read them
+    body_seconds: ClassVar[float] = 150.0  # longer than the guard's, which does not read every body
     _timer: asyncio.TimerHandle | None = None
-    _timed_state: type[h11.Sentinel] | None = None
+    _timed_state: object = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Start the time of the first request's head."""
