@@ -18,13 +18,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from scripted_upstream import Upstream, scripted_upstream
@@ -75,7 +76,8 @@ class Fuzzer:
                 f"{case.method} {case.path} {case.body!r:.300}", response.status_code, response.content
             )
 
-        send()
+        with suppress(Unsatisfiable):  # an operation without parameters has no wrong ones
+            send()
 
     def _aim(self, body: dict[str, Any], choice: int) -> None:
         """Let most requests name the model that exists, and some a script that fails."""

@@ -329,8 +329,9 @@ def test_hostile_paths_find_nothing(local: Address, target: str, status: int) ->
 
 def test_large_headers_and_ranges_are_refused(local: Address) -> None:
     head = b"GET /static/style.css HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    assert local.raw(head + b"X: " + b"a" * 30_000 + b"\r\n\r\n").split()[1] == b"400"
-    assert local.raw(head + b"X: a\r\n" * 5_000 + b"\r\n").split()[1] == b"400"
+    for lines in (b"X: " + b"a" * 600_000 + b"\r\n", b"X: a\r\n" * 100_000):
+        with suppress(ConnectionResetError):  # the server closes without reading the rest
+            assert local.raw(head + lines + b"\r\n").split()[1] == b"400"
     ranges = ",".join(f"{number}-{number}" for number in range(0, 4000, 2))
     start = time.monotonic()
     reply = local.request("GET", "/static/style.css", headers={"Range": f"bytes={ranges}"})

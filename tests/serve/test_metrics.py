@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from meditron.serve.limits import Limits
 from meditron.serve.metrics import Metrics
+from meditron.serve.replies import EXCEPTION_HANDLERS
 from meditron.serve.state import Exchange, ModelInfo
 from meditron.store.people import People, Person
 from served_app import NoModels, serve_state
@@ -114,7 +115,8 @@ def test_queues_states_and_memory_are_shown() -> None:
 
 @pytest.mark.parametrize(("roles", "status"), [({"admin"}, 200), ({"chat", "review"}, 403)])
 def test_the_route_needs_the_role_admin(tmp_path: Path, roles: Any, status: int) -> None:
-    app = Starlette(routes=[Metrics(NoModels(), Limits(1, 1, 1.0)).route()])
+    route = Metrics(NoModels(), Limits(1, 1, 1.0)).route()
+    app = Starlette(routes=[route], exception_handlers=EXCEPTION_HANDLERS)
     app.state.serve = serve_state(tmp_path, people=People())
     app.state.serve.people.local = Person("local", frozenset(roles))
     reply = TestClient(app).get("/metrics")

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -18,18 +20,19 @@ from serve_process import Served, chat_request, serving
 
 KEY = "k" * 24
 RATER_KEY = "r" * 24
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(1)</script>'
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
-    with scripted_upstream() as server:
+    with scripted_upstream("toy", HOSTILE) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Served]:
     """A server with two slots, and two places in the queue."""
-    flags = ("--slots", "2", "--queue", "2", "--queue-seconds", "2", "--max-body", "65536")
+    flags = ("--slots", "2", "--queue", "2", "--queue-seconds", "2", "--max-body", "65536", "--log-content")
     with serving(tmp_path_factory.mktemp("served"), upstream.url, *flags) as server:
         yield server
 
@@ -157,6 +160,67 @@ def test_the_queue_is_bounded_and_a_waiting_client_can_leave_it(served: Served, 
             client.close()
     eventually(lambda: upstream.active == 0)
     assert served.ask("hello").status == 200
+
+
+def test_a_full_disk_does_not_stop_the_server(served: Served) -> None:
+    """No file of the process can grow, those of the log and of stderr included."""
+    old = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (0, old[1]))
+    try:
+        for _ in range(3):
+            assert served.ask("hello").status == 200
+        assert served.ask("hello", stream=True).body.endswith(b"[DONE]\n\n")
+        assert served.ask("!status 500").status == 503
+        assert served.request("GET", "/health").status == 200
+    finally:
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, old)
+    assert served.ask("hello").status == 200
+
+
+class Markup(HTMLParser):
+    """Finds the links of a page, and what only a hostile text can have put there."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.hostile: list[str] = []
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        source = values.get("src", "/static/")
+        is_foreign = not source.startswith("/") or (tag == "script" and not source.startswith("/static/"))
+        is_inline = tag == "script" and "src" not in values
+        schemes = [v for v in values.values() if v.strip().lower().startswith(("javascript:", "data:text"))]
+        if is_foreign or is_inline or schemes or any(name[:2] == "on" for name in values):
+            self.hostile.append(self.get_starttag_text() or tag)
+        if tag == "a" and values.get("href", "").startswith("/"):
+            self.links.add(values["href"].partition("#")[0])
+
+
+def test_hostile_names_and_answers_are_text_on_every_page(served: Served) -> None:
+    """Pages are followed from the first one. Parts of the server that are not there answer with 404."""
+    json_body = {"Content-Type": "application/json"}
+    bodies = {
+        "/chat/send": {"models": [HOSTILE], "text": f"!say {HOSTILE} [a](javascript:alert(1))"},
+        "/api/prompts": {"name": "hostile", "system": HOSTILE, "description": HOSTILE},
+    }
+    for address, body in bodies.items():
+        reply = served.request("POST", address, json.dumps(body).encode(), json_body)
+        assert reply.status in (200, 201, 404)
+    assert served.ask(f"!say {HOSTILE}").status == 200
+    assert served.ask(HOSTILE, model=HOSTILE).status == 200
+    todo, done = {"/", f"/{HOSTILE}".replace(" ", "%20"), "/login?next=%22%3E%3Cscript%3E"}, set[str]()
+    while todo and len(done) < 40:
+        address = todo.pop()
+        done.add(address)
+        page = served.request("GET", address, headers={"Accept": "text/html"})
+        assert page.status in (200, 404), address
+        if page.headers["content-type"].startswith("text/html"):
+            markup = Markup(page.body)
+            assert not markup.hostile, address
+            todo |= markup.links - done
+    assert len(done) >= 3
 
 
 def test_many_clients_that_leave_at_random_lose_no_slot(served: Served, upstream: Upstream) -> None:

@@ -111,9 +111,7 @@ def require_role(role: Role) -> Callable[[Endpoint], Endpoint]:
     def decorate(endpoint: Endpoint) -> Endpoint:
         @wraps(endpoint)
         async def checked(request: Request) -> Response:
-            person = person_of(request)
-            if role not in person.roles:
-                raise HTTPException(403, f"{person.name} does not have the role {role}")
+            person_of(request).require(role)
             return await endpoint(request)
 
         return checked
