@@ -271,6 +271,10 @@ def keyed(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         yield server
 
 
+def test_other_users_cannot_read_the_data(served: Served) -> None:
+    assert (served.errors.parent / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_keys_and_roles(keyed: Served) -> None:
     assert keyed.request("GET", "/health").status == 200
     for target in ("/v1/models", "/metrics", "/openapi.json", "/", "/ready"):

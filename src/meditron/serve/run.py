@@ -24,7 +24,7 @@ from meditron.serve.metrics import Metrics
 from meditron.serve.models import ModelPool
 from meditron.serve.state import ServeState
 from meditron.serve.upstream import Upstream
-from meditron.store.files import make_folder
+from meditron.store.files import make_folder, translate_write_errors
 from meditron.store.people import People
 
 __all__ = ["run_server"]
@@ -156,5 +156,7 @@ def _data_folder(config: ServeConfig) -> Path:
     home = os.environ.get("XDG_DATA_HOME")
     base = Path(home) if home else Path.home() / ".local" / "share"
     folder = config.data or base / "meditron"
-    make_folder(folder)
+    make_folder(folder.parent)
+    with translate_write_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)  # conversations are for nobody else
     return folder
