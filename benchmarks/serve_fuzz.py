@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from scripted_upstream import Upstream, scripted_upstream
 from serve_process import Served, chat_request, serving
 
-_EXAMPLES = 40  # of an operation in a round
+_EXAMPLES = 25  # of an operation in a round
 _FAILURES = ("!status 500", "!status 429", "!half", "!cut", "!junk", "!error", "!slow 0.001 50", "!wait 0.05")
 _UPSTREAM_STATUSES = frozenset({502, 503, 504})
 _GROWTH = 96 << 20  # bytes of memory after the first round, of which fragmentation is a part
@@ -165,7 +165,7 @@ def fuzz(seconds: float, number: int, progress: Callable[[str], None] = lambda t
             for operation in operations:
                 fuzzer.run_operation(operation, turn, modes[turn % len(modes)])
                 turn += 1
-                if time.monotonic() > end:
+                if time.monotonic() > end or fuzzer.problems:
                     break
             fuzzer.run_bytes(_EXAMPLES)
             memory = memory or fuzzer.figures()["process_resident_memory_bytes"]

@@ -4,7 +4,7 @@ The last message (or the prompt) is the script if it begins with `!`. Other text
 
     !slow 0.1 50     fifty words, one each 0.1 s
     !wait 3          silence of 3 s, then the answer
-    !status 500      this HTTP status
+    !status 500      this HTTP status, with Retry-After: 7
     !half            a cut JSON in the stream
     !cut             the connection closes in the middle of the stream
     !junk            no server-sent events at all
@@ -60,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.bodies.append(body)
+        if self.path.endswith("/embeddings"):
+            self._embed(body["input"])
+            return
         if "messages" in body:
             script = body["messages"][-1]["content"] if body["messages"] else ""
         else:
@@ -81,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         if verb in ("status", "half", "cut", "junk", "error"):
             self.server.count(failed=1)
         if verb == "status":
-            self._reply(int(rest), {"error": {"message": f"status {rest}, as the script says"}})
+            message = {"error": {"message": f"status {rest}, as the script says"}}
+            self._reply(int(rest), message, {"Retry-After": "7"})
             return
         if verb == "junk":
             self._reply(200, {"what": "no stream"})
@@ -93,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "say":
             words = [rest]
         self._stream(words, gap, verb, "messages" in body)
+
+    def _embed(self, texts: list[Any]) -> None:
+        rows = [{"index": index, "embedding": [0.5, -0.5]} for index, _ in enumerate(texts)]
+        self._reply(200, {"object": "list", "data": rows, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
 
     def _stream(self, words: list[str], gap: float, verb: str, is_chat: bool) -> None:
         self.send_response(200)
@@ -125,9 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.wfile.flush()
 
-    def _reply(self, status: int, body: Any) -> None:
+    def _reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -56,7 +56,7 @@ async def fail(request: Request) -> Response:
 
 
 async def slow(request: Request) -> Response:
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.6)
     return Response("done")
 
 
@@ -414,6 +414,19 @@ def test_a_key_is_needed_for_everything_but_health_and_static_files(keyed: Addre
     assert keyed.request("GET", "/v1/who", headers=scheme).status == 200
 
 
+def test_a_preflight_needs_no_key(tmp_path: Any) -> None:
+    """Browsers send it without one."""
+    app = guarded(tmp_path, people=people(), origins=("https://good.example",))
+    origin = {"Origin": "https://good.example"}
+    with listening(app) as address:
+        asks = {**origin, "Access-Control-Request-Method": "POST"}
+        assert address.request("OPTIONS", "/v1/echo", headers=asks).status == 204
+        reply = address.request("GET", "/v1/who", headers=origin)
+        assert (reply.status, reply.headers["access-control-allow-origin"]) == (401, origin["Origin"])
+        assert address.request("GET", "/v1/who", headers={**origin, **bearer("ann")}).status == 200
+        assert address.request("OPTIONS", "/v1/echo", headers=origin).status == 401  # no preflight
+
+
 def test_roles_are_checked(keyed: Address) -> None:
     assert keyed.request("GET", "/admin", headers=bearer("ann")).status == 200
     reply = keyed.request("GET", "/admin", headers=bearer("bob"))
@@ -604,8 +617,8 @@ def test_a_slow_body_that_nobody_reads_loses_its_connection(hasty: Address) -> N
 
 def test_long_responses_and_quiet_connections_have_their_time(hasty: Address) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", hasty.port, timeout=10)
-    for _ in range(3):  # on one connection, idle for longer than a head may take
+    for _ in range(2):  # on one connection, idle for longer than a head may take
         connection.request("GET", "/slow")
         assert connection.getresponse().read() == b"done"
-        time.sleep(0.6)
+        time.sleep(0.5)
     connection.close()

@@ -100,6 +100,8 @@ def test_hostile_bodies_are_client_errors(served: Served) -> None:
     assert served.ask("hello", n=10**9).status == 400
     assert served.ask("hello", max_tokens=10**12).status in (200, 400)
     assert served.ask("hello", n_discard=-1).status == 400  # the field of CVE-2026-21869
+    for setting in ({"temperature": 999999.0}, {"top_p": -1.0}, {"repetition_penalty": 0.0}, {"seed": "x"}):
+        assert served.ask("hello", **setting).status == 400
     assert served.ask("hello", tools=[{"type": "function"}]).status == 400
     assert served.request("GET", "/slots").status == served.request("GET", "/props").status == 404
 
@@ -122,6 +124,21 @@ def test_a_broken_upstream_is_a_503_and_never_a_traceback(served: Served, script
     assert served.ask("hello").status == 200
 
 
+def test_an_upstream_that_is_busy_says_when_to_come_back(served: Served) -> None:
+    reply = served.ask("!status 429")
+    assert (reply.status, reply.headers["retry-after"]) == (429, "7")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_vanishes_before_the_first_token_frees_its_slot(
+    served: Served, upstream: Upstream, stream: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(chat_request("!wait 60", stream=stream))
+        eventually(lambda: upstream.active == 1)
+    assert eventually(lambda: upstream.active == 0) < 1.0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_vanishes_frees_its_slot(served: Served, upstream: Upstream, stream: bool) -> None:
     abandoned = upstream.abandoned
@@ -137,7 +154,7 @@ def test_a_client_that_vanishes_frees_its_slot(served: Served, upstream: Upstrea
 
 
 def test_the_queue_is_bounded_and_a_waiting_client_can_leave_it(served: Served, upstream: Upstream) -> None:
-    clients = []
+    clients, before = [], len(upstream.bodies)
     try:
         for number in range(4):
             client = socket.create_connection(("127.0.0.1", served.port))
@@ -152,6 +169,7 @@ def test_the_queue_is_bounded_and_a_waiting_client_can_leave_it(served: Served, 
         assert json.loads(refused.body)["error"]["type"] == "rate_limit_error"
         clients[3].close()
         assert eventually(lambda: metric(served, "meditron_waiting_requests") < 2) < 1.0
+        assert upstream.active == 2  # requests with a slot do not notice
         answer = clients[2].recv(4096)  # it waited two seconds
         assert b" 503 " in answer.splitlines()[0]
         assert b"retry-after" in answer.lower()
@@ -159,6 +177,7 @@ def test_the_queue_is_bounded_and_a_waiting_client_can_leave_it(served: Served, 
         for client in clients:
             client.close()
     eventually(lambda: upstream.active == 0)
+    assert len(upstream.bodies) == before + 2  # the two that waited were never sent to a model
     assert served.ask("hello").status == 200
 
 
