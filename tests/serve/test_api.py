@@ -161,7 +161,8 @@ def test_invalid_requests(server: Server, changes: dict, status: int, message: s
 
 def test_invalid_bodies(server: Server):
     for content in (b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}'):
-        answer = httpx.post(f"{server.url}v1/chat/completions", content=content)
+        headers = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{server.url}v1/chat/completions", content=content, headers=headers)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
