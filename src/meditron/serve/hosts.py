@@ -76,7 +76,7 @@ def check_bind(config: ServeConfig, people: People) -> None:
         return
     if beyond := [address for address in _resolve(config.host) if not address.is_loopback]:
         raise UsageError(
-            f"host {config.host} ({beyond[0]}) can be reached from other machines, and the server has no API key",
+            f"{config.host} ({beyond[0]}) can be reached from other machines, and the server has no API key",
             hint="--api-key-file FILE; `openssl rand -hex 24` writes a key",
         )
 
