@@ -1,4 +1,4 @@
-"""Fuzzing of `meditron serve`: requests made from its OpenAPI document, and mutated bytes of HTTP.
+"""Fuzzing of `meditron serve`: its OpenAPI document, random values for all routes, and mutated bytes.
 
 python -m benchmarks.serve_fuzz                  ten minutes
 python -m benchmarks.serve_fuzz --seconds 30     half a minute
@@ -17,25 +17,40 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
+from starlette.routing import Route
+
+from meditron.serve.app import build_app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from scripted_upstream import Upstream, scripted_upstream  # type: ignore[import-not-found]
 from serve_process import Served, chat_request, serving  # type: ignore[import-not-found]
+from served_app import serve_state  # type: ignore[import-not-found]
 
 _EXAMPLES = 25  # of an operation in a round
 _FAILURES = ("!status 500", "!status 429", "!half", "!cut", "!junk", "!error", "!slow 0.001 50", "!wait 0.05")
 _UPSTREAM_STATUSES = frozenset({502, 503, 504})
 _GROWTH = 96 << 20  # bytes of memory after the first round, of which fragmentation is a part
+_PARAMETER = re.compile(r"\{[^}]+\}")
+_VALUES = (
+    *("", "a", "toy", "..", "\0", "<b>", "%", "-1", "0", "9" * 30, "é" * 300, "x" * 5000, "NaN", "latest"),
+    *("user", "system", "2026-01-01", "a/b", "' OR 1=1 --", "\N{GRINNING FACE}", "{{ 7 * 7 }}", "md"),
+)
+_NAMES = (
+    *("name", "model", "models", "text", "parent", "conversation", "system", "sampling", "prompt", "title"),
+    *("messages", "label", "version", "reason", "answer", "question", "scores", "comment", "rater", "key"),
+    *("next", "page", "limit", "before", "after", "query", "tags", "metadata", "content", "tokens", "input"),
+)
 _PROBLEMS = re.compile(rb"Traceback|File \"|site-packages")
 
 
@@ -108,6 +123,31 @@ class Fuzzer:
             if answer[:5] == b"HTTP/":
                 self.check(f"{bytes(request[:300])!r}", int(answer.split()[1]), answer)
 
+    def run_routes(self, routes: Sequence[Route], count: int) -> None:
+        """Send requests to random routes, the pages' included, with random values in path, query and body."""
+        for _ in range(count):
+            route = self.random.choice(routes)
+            method = self.random.choice(sorted(route.methods or ()))
+            target = _PARAMETER.sub(lambda _: quote(self.random.choice(_VALUES), safe=""), route.path)
+            query = [(self.random.choice(_NAMES), self.random.choice(_VALUES)) for _ in range(2)]
+            headers = {"Accept": self.random.choice(("text/html", "*/*")), "Content-Type": "application/json"}
+            body = None if method in ("GET", "HEAD") else json.dumps(self._value(0)).encode()
+            reply = self.server.request(method, f"{target}?{urlencode(query)}", body, headers)
+            self.check(f"{method} {target} {body!r:.300}", reply.status, reply.body)
+
+    def _value(self, depth: int) -> Any:  # any JSON
+        """Return a random JSON value; at the top mostly an object with the names that bodies have."""
+        choice = self.random.randrange(3 if depth > 2 else 6)
+        if depth == 0 or choice > 4:
+            return {
+                self.random.choice(_NAMES): self._value(depth + 1) for _ in range(self.random.randrange(7))
+            }
+        if choice > 2:
+            return [self._value(depth + 1) for _ in range(self.random.randrange(4))]
+        return (
+            self.random.choice((None, True, -1, 0, 1 << 64, 1e308)) if choice else self.random.choice(_VALUES)
+        )
+
     def _mutate(self, request: bytearray) -> None:
         place = self.random.randrange(len(request))
         choice = self.random.randrange(4)
@@ -161,6 +201,7 @@ def fuzz(seconds: float, number: int, progress: Callable[[str], None] = lambda t
         schema = schemathesis.openapi.from_dict(document)
         operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
         modes = list(schemathesis.GenerationMode)
+        routes = [each for each in build_app(serve_state(Path())).routes if isinstance(each, Route)]
         end, turn, memory = time.monotonic() + seconds, number * 1000, 0.0
         while time.monotonic() < end and not fuzzer.problems:
             for operation in operations:
@@ -169,6 +210,7 @@ def fuzz(seconds: float, number: int, progress: Callable[[str], None] = lambda t
                 if time.monotonic() > end or fuzzer.problems:
                     break
             fuzzer.run_bytes(_EXAMPLES)
+            fuzzer.run_routes(routes, 20 * _EXAMPLES)
             memory = memory or fuzzer.figures()["process_resident_memory_bytes"]
             fuzzer.check_health(memory)
             progress(f"{sum(fuzzer.statuses.values()):,} requests: {dict(sorted(fuzzer.statuses.items()))}")
