@@ -18,6 +18,7 @@ from meditron.cli import main
 from scripted_upstream import Upstream, scripted_upstream
 from serve_process import Served, chat_request, serving
 
+AT_ONCE = 3.0  # seconds on a busy machine; 0.03 s on an idle one
 KEY = "k" * 24
 RATER_KEY = "r" * 24
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(1)</script>'
@@ -136,7 +137,7 @@ def test_a_client_that_vanishes_before_the_first_token_frees_its_slot(
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         client.sendall(chat_request("!wait 60", stream=stream))
         eventually(lambda: upstream.active == 1)
-    assert eventually(lambda: upstream.active == 0) < 1.0
+    assert eventually(lambda: upstream.active == 0) < AT_ONCE
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -149,7 +150,7 @@ def test_a_client_that_vanishes_frees_its_slot(served: Served, upstream: Upstrea
             assert b"200 OK" in client.recv(4096)
     seconds = eventually(lambda: upstream.active == 0)
     assert upstream.abandoned == abandoned + 1
-    assert seconds < 1.0
+    assert seconds < AT_ONCE
     assert metric(served, "meditron_running_requests") == 0
 
 
@@ -168,7 +169,7 @@ def test_the_queue_is_bounded_and_a_waiting_client_can_leave_it(served: Served, 
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert json.loads(refused.body)["error"]["type"] == "rate_limit_error"
         clients[3].close()
-        assert eventually(lambda: metric(served, "meditron_waiting_requests") < 2) < 1.0
+        assert eventually(lambda: metric(served, "meditron_waiting_requests") < 2) < AT_ONCE
         assert upstream.active == 2  # requests with a slot do not notice
         answer = clients[2].recv(4096)  # it waited two seconds
         assert b" 503 " in answer.splitlines()[0]
