@@ -4,6 +4,7 @@ MeditronError                exit 1, HTTP 500
 ├── UsageError               exit 2, HTTP 400: invalid flag, name or combination
 │   ├── RecipeError          invalid key, type or value in a recipe
 │   ├── SourceError          HTTP 404: no such source, file or MODEL
+│   ├── RoleError            HTTP 403: the person does not have the role that the request needs
 │   └── MissingExtra         HTTP 501: the library of an extra is not installed
 ├── InputError               HTTP 422: damaged file, or a file of the wrong kind
 │   └── DigestError          the SHA-256 is not the expected one
@@ -37,6 +38,7 @@ __all__ = [
     "MeditronError",
     "MissingExtra",
     "RecipeError",
+    "RoleError",
     "SourceError",
     "StorageError",
     "TrainingError",
@@ -106,6 +108,10 @@ class SourceError(UsageError):
     """A source or MODEL that does not exist: no such file, unknown scheme, or no model in it."""
 
 
+class RoleError(UsageError):
+    """A request that needs a role which the person does not have."""
+
+
 class MissingExtra(UsageError):
     """The library of an extra is not installed."""
 
@@ -173,6 +179,7 @@ _STATUS: dict[type[BaseException], ErrorStatus] = {
     MeditronError: _FAILURE,
     UsageError: ErrorStatus(2, 400),
     SourceError: ErrorStatus(2, 404),
+    RoleError: ErrorStatus(2, 403),
     MissingExtra: ErrorStatus(2, 501),
     InputError: ErrorStatus(1, 422),
     FetchError: ErrorStatus(1, 502),

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meditron.serve import answers, responses
+from meditron.serve.access import require_role
 from meditron.serve.connection import EventStream, until_disconnect
 from meditron.serve.errors import RequestError, error_response
 from meditron.serve.generation import GenerationRequest, Piece, chat_generation, completion_generations
@@ -50,7 +51,7 @@ def _handled(handler: Handler) -> Handler:
         except Exception as error:  # every error gets the form of OpenAI's API
             return error_response(error)
 
-    return handle
+    return require_role("chat")(handle)
 
 
 def _pool(request: Request) -> ModelPool:

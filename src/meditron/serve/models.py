@@ -4,39 +4,28 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from typing import Any, Protocol
+from typing import Any
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.serve.config import ServeConfig
 from meditron.serve.errors import CLIENT_CLOSED_REQUEST, RequestError, TimeLimitError, error_body
 from meditron.serve.generation import GenerationRequest, Piece, chat_generation
+from meditron.serve.limits import Limits
 from meditron.serve.local_model import LocalModel
 from meditron.serve.schemas import ChatRequest, parse_request
 from meditron.serve.state import ChatCall, ChatPiece, Exchange, ModelInfo, PromptUse
 from meditron.serve.upstream import Upstream, UpstreamModel
 from meditron.text.chat import Message
 
-__all__ = ["Limits", "ModelPool", "Origin"]
+__all__ = ["ModelPool", "Origin"]
 
 _CHECK_SECONDS = 30.0  # largest interval of looks for idle models
 _OK = 200
 Model = LocalModel | UpstreamModel
-
-
-class Limits(Protocol):
-    """Admission of requests."""
-
-    async def admit(self, model: str) -> AbstractAsyncContextManager[None]:
-        """Wait for the turn of a request; it holds its slot until the context manager ends.
-
-        Raises:
-            MeditronError: too many requests wait already, or the wait was too long.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +254,7 @@ class ModelPool:
     async def _admitted(self, model: str) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if self._limits is not None:
-                await stack.enter_async_context(await self._limits.admit(model))
+                await stack.enter_async_context(self._limits.admit(model))
             yield
 
 

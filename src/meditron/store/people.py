@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from meditron.core.errors import InputError, UsageError
+from meditron.core.errors import InputError, RoleError
 from meditron.store.files import translate_read_errors
 
 __all__ = ["ROLES", "People", "Person", "Role"]
@@ -38,10 +38,10 @@ class Person:
     roles: frozenset[Role]
 
     def require(self, role: Role) -> None:
-        """Raise UsageError if the person does not have a role."""
+        """Raise RoleError if the person does not have a role."""
         if role not in self.roles:
             held = ", ".join(each for each in ROLES if each in self.roles) or "none"
-            raise UsageError(f"{self.name} does not have the role {role}; roles: {held}")
+            raise RoleError(f"{self.name} does not have the role {role}; roles: {held}")
 
 
 class People:
