@@ -2,13 +2,13 @@
 
 from starlette.applications import Starlette
 
-from meditron.serve import api, pages
+from meditron.serve import api, chat_routes, pages
 from meditron.serve.state import ServeState
 
 __all__ = ["build_app"]
 
 # Each part of the server is a module with a list `routes`.
-_PARTS = (pages, api)
+_PARTS = (pages, api, chat_routes)
 
 
 def build_app(state: ServeState) -> Starlette:

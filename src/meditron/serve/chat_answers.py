@@ -1,0 +1,137 @@
+"""Generation of the chat page's answers: each is a task that stores its text when it ends or is stopped."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+from meditron.core.console import warn
+from meditron.core.errors import MeditronError
+from meditron.serve.conversations import Conversation, Conversations, Message, State
+from meditron.serve.state import ChatCall, ChatPiece, ChatSource, ModelInfo
+from meditron.text.chat import Message as ChatMessage
+
+__all__ = ["Answers", "Event", "chat_messages", "provenance_of"]
+
+Event = tuple[str, dict[str, Any]]
+"""Name and data of a server-sent event."""
+
+
+class Answers:
+    """The answers that are being generated. They are used from one event loop."""
+
+    def __init__(self, store: Conversations, models: ChatSource) -> None:
+        """Keep where answers come from and where they are stored."""
+        self._store, self._models = store, models
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def start(self, message: Message, call: ChatCall, events: "asyncio.Queue[Event | Message]") -> None:
+        """Generate an answer in a task. Its pieces go to `events`, at its end the finished message.
+
+        The task does not belong to the request: a request that is cancelled could not store anything.
+        """
+        task = asyncio.create_task(self._generate(message, call, events))
+        self._tasks[message.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(message.id, None))
+
+    def stop(self, message_id: int) -> bool:
+        """Cancel an answer, and return False if it is not being generated."""
+        task = self._tasks.get(message_id)
+        return task is not None and task.cancel()
+
+    def is_running(self, message_id: int) -> bool:
+        """Return whether an answer is being generated."""
+        return message_id in self._tasks
+
+    async def _generate(
+        self, message: Message, call: ChatCall, events: "asyncio.Queue[Event | Message]"
+    ) -> None:
+        progress = _Progress()
+        state: State = "done"
+        error: str | None = None
+        hint: str | None = None
+        try:
+            # A source is an asynchronous generator: closing it frees the model's slot at once.
+            async with aclosing(cast("Any", self._models.stream(call))) as pieces:
+                async for piece in pieces:
+                    if text := progress.add(piece):
+                        events.put_nowait(("piece", {"id": message.id, "text": text}))
+        except asyncio.CancelledError:
+            state = "stopped"
+        except MeditronError as failure:
+            state, error, hint = "failed", failure.message, failure.hint
+        except Exception as failure:  # its text may contain paths or content of this process
+            warn(f"an answer failed: {type(failure).__name__}: {failure}")
+            state, error = "failed", "the server failed; its log has the reason"
+        if progress.finish == "cancelled":
+            state = "stopped"
+        assert message.answer is not None  # noqa: S101  # set by `Conversations.add_answer`
+        provenance = provenance_of(self._models.list_models(), call.model)
+        answer = replace(
+            message.answer,
+            provenance=provenance or message.answer.provenance,
+            input_tokens=progress.input_tokens,
+            output_tokens=progress.output_tokens,
+            seconds=time.monotonic() - progress.started,
+            first_token_seconds=progress.first_token_seconds,
+            finish=progress.finish,
+            error=error,
+            hint=hint,
+        )
+        finished = replace(message, text="".join(progress.texts), state=state, answer=answer)
+        try:
+            await asyncio.to_thread(self._store.finish, message.id, finished.text, state, answer)
+        except MeditronError as failure:  # the text is still shown
+            warn(f"an answer was not stored: {failure.message}")
+            finished = replace(finished, answer=replace(answer, error=f"not stored: {failure.message}"))
+        events.put_nowait(finished)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """An answer so far."""
+
+    texts: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    first_token_seconds: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    finish: str | None = None
+
+    def add(self, piece: ChatPiece) -> str:
+        """Add a piece, and return its text to show."""
+        # The blanks between "Answer:" in the prompt of a base model and the first word are not shown.
+        text = piece.text if self.texts else piece.text.lstrip()
+        if text:
+            self.texts.append(text)
+            if self.first_token_seconds is None:
+                self.first_token_seconds = time.monotonic() - self.started
+        self.finish = piece.finish or self.finish
+        self.input_tokens = self.input_tokens if piece.input_tokens is None else piece.input_tokens
+        self.output_tokens = self.output_tokens if piece.output_tokens is None else piece.output_tokens
+        return text
+
+
+def chat_messages(conversation: Conversation, question: int, system: str) -> list[ChatMessage]:
+    """Return what a model is asked: the system prompt and the path to a question.
+
+    Questions whose answer is empty, because it failed or was stopped, are left out: chat templates need
+    answers with text.
+    """
+    path = conversation.path(question)
+    messages: list[ChatMessage] = [{"role": "system", "content": system}] if system.strip() else []
+    for asked, answered in zip(path[:-1:2], path[1::2], strict=True):
+        if answered.text.strip():
+            messages.append({"role": "user", "content": asked.text})
+            messages.append({"role": "assistant", "content": answered.text})
+    return [*messages, {"role": "user", "content": path[-1].text}]
+
+
+def provenance_of(models: Sequence[ModelInfo], name: str) -> dict[str, Any]:
+    """Return what is known about a model, as it is stored with an answer; empty for an unknown model."""
+    hidden = ("id", "state", "path")
+    return next(
+        ({key: v for key, v in asdict(m).items() if key not in hidden} for m in models if m.id == name), {}
+    )

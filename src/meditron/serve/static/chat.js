@@ -1,0 +1,631 @@
+// The chat page. The server keeps every conversation; this script shows one path of it and sends requests.
+// Text of people and models is inserted as text. The only HTML is that of finished answers, which the server
+// has sanitized, and the page's Content-Security-Policy allows no scripts in it.
+
+const $ = (id) => document.getElementById(id);
+const SAMPLING = ["temperature", "top_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty"];
+const NEAR_END = 80; // pixels: a reader who has scrolled further up is not moved by new text
+const ANNOUNCE_MS = 3000; // a screen reader gets whole sentences at this distance, not single tokens
+
+let models = [];
+let prompts = [];
+let view = null; // the conversation that is shown, as the server describes it
+let chosenPrompt = null; // name and version of the stored prompt in the system prompt
+const running = new Map(); // id of an answer that is being generated → what has come so far
+
+class ServerError extends Error {}
+
+// ---- requests
+
+function request(path, method = "GET", body = undefined) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  return fetch(`/chat/${path}`, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+}
+
+async function checked(response) {
+  if (response.ok) return response;
+  const error = (await response.json().catch(() => ({}))).error ?? {};
+  const message = error.message ?? `the server answered with status ${response.status}`;
+  throw new ServerError(error.hint ? `${message} (${error.hint})` : message);
+}
+
+async function json(path, method, body) {
+  const response = await checked(await request(path, method, body));
+  return response.status === 204 ? null : response.json();
+}
+
+async function* readEvents(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const [first, second] = block.split("\n");
+      if (first.startsWith("event: ")) yield [first.slice(7), JSON.parse(second.slice(6))];
+    }
+  }
+}
+
+// Runs what a control does; a failure is shown, and the page stays usable.
+function action(work) {
+  return async (...values) => {
+    showAlert("");
+    try {
+      await work(...values);
+    } catch (error) {
+      showAlert(error instanceof ServerError ? error.message : `The server cannot be reached: ${error.message}`);
+    }
+  };
+}
+
+function showAlert(text) {
+  $("alert").textContent = text;
+  $("alert").hidden = !text;
+}
+
+// ---- building elements
+
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+const button = (text, onclick, properties = {}) =>
+  element("button", { type: "button", className: "quiet", onclick, ...properties }, text);
+
+// ---- one message
+
+function messageNode(message, column = false) {
+  const answer = message.answer;
+  const body = element("div", { className: "text" });
+  if (!answer) body.append(message.text);
+  else if (running.has(message.id)) body.append(running.get(message.id).text);
+  else body.innerHTML = message.html;
+  const node = element(
+    "article",
+    { "data-role": message.role, "data-state": shownState(message), "data-id": message.id },
+    element("h2", {}, answer ? answer.model : "You"),
+    body,
+    answer ? noteNode(message) : null,
+    answer ? provenanceNode(message) : null,
+    toolsNode(message, column),
+  );
+  node.classList.toggle("waiting", running.has(message.id));
+  return node;
+}
+
+// An answer that was pending when the server ended has no task that would finish it.
+const shownState = (message) =>
+  message.state === "pending" && !running.has(message.id) ? "interrupted" : message.state;
+
+function noteNode(message) {
+  const { error, hint } = message.answer;
+  const notes = {
+    stopped: "Stopped.",
+    interrupted: "Interrupted: the server ended before the answer was complete.",
+    failed: `Failed: ${error}${hint ? ` (${hint})` : ""}`,
+    done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens." : error,
+  };
+  const text = notes[shownState(message)];
+  return text ? element("p", { className: "note" }, text) : null;
+}
+
+function provenanceNode(message) {
+  const { answer } = message;
+  const { quantization, sha256, base_model, knowledge_cutoff, has_chat_template } = answer.provenance;
+  const prompt = answer.prompt;
+  const facts = [
+    answer.model,
+    base_model && `base model ${base_model}`,
+    quantization,
+    sha256 && `SHA-256 ${sha256.slice(0, 12)}…`,
+    `knowledge cut-off ${knowledge_cutoff ?? "unknown"}`,
+    prompt ? `prompt ${prompt.name} ${prompt.label ?? ""} ${prompt.version.slice(0, 12)}` : "no stored prompt",
+    has_chat_template === false && "one-shot medical prompt",
+    "no sources retrieved",
+  ].filter(Boolean);
+  return element(
+    "footer",
+    {},
+    element("p", { className: "provenance", title: sha256 ? `SHA-256 ${sha256}` : "" }, facts.join(" · ")),
+    element("p", { className: "gauge" }, gaugeText(answer)),
+  );
+}
+
+function gaugeText({ output_tokens, input_tokens, seconds, first_token_seconds, provenance }) {
+  if (output_tokens === null || seconds === null) return "";
+  const decoding = seconds - (first_token_seconds ?? 0);
+  const facts = [`${output_tokens} tokens`];
+  if (output_tokens > 1 && decoding > 0) facts.push(`${((output_tokens - 1) / decoding).toFixed(1)} tokens/s`);
+  if (first_token_seconds !== null) facts.push(`first token after ${first_token_seconds.toFixed(1)} s`);
+  const used = (input_tokens ?? 0) + output_tokens;
+  if (provenance.context) facts.push(`${used} of ${provenance.context} tokens of context`);
+  return facts.join(" · ");
+}
+
+function toolsNode(message, column) {
+  const tools = element("div", { className: "tools" });
+  const position = message.siblings.indexOf(message.id);
+  if (message.siblings.length > 1 && !column) {
+    const go = (step) => action(() => change({ shown: message.siblings[position + step] }, message.id, step));
+    tools.append(
+      button("‹", go(-1), { ariaLabel: "Previous version", disabled: position === 0 }),
+      element("span", {}, `${position + 1} / ${message.siblings.length}`),
+      button("›", go(1), { ariaLabel: "Next version", disabled: position === message.siblings.length - 1 }),
+    );
+  }
+  if (message.role === "user") {
+    tools.append(button("Edit", () => edit(message), { "data-action": "edit" }));
+    if (message.id === view.leaf) tools.append(button("Answer", action(() => send({ parent: message.id }))));
+    return tools;
+  }
+  tools.append(
+    button("Regenerate", action(() => send({ parent: message.parent }))),
+    button("Copy", action(() => copy(message))),
+  );
+  if (column) tools.append(continueButton(message));
+  else if (message.id !== view.leaf) tools.append(button("Branch", action(() => branch(message))));
+  return tools;
+}
+
+function continueButton(message) {
+  const pressed = message.id === view.leaf;
+  const text = pressed ? "Continuing with this answer" : "Continue with this answer";
+  return button(text, action(() => change({ leaf: message.id })), { ariaPressed: String(pressed) });
+}
+
+async function copy(message) {
+  await navigator.clipboard.writeText(message.text);
+  announce("Copied.");
+}
+
+async function branch(message) {
+  await change({ leaf: message.id });
+  $("box").focus();
+}
+
+// ---- the conversation
+
+function showView(next) {
+  view = next;
+  $("title").textContent = view ? view.title : "New chat";
+  document.title = `${view ? view.title : "Chat"} · meditron`;
+  $("actions").hidden = !view;
+  $("intro").hidden = Boolean(view?.messages.length);
+  if (view) {
+    $("export-md").href = `/chat/conversations/${view.id}/export.md`;
+    $("export-json").href = `/chat/conversations/${view.id}/export.json`;
+  }
+  const path = view?.messages ?? [];
+  const columns = view?.columns ?? [];
+  const single = columns.length ? path.slice(0, -1) : path;
+  $("messages").replaceChildren(...single.map((message) => messageNode(message)));
+  if (columns.length) {
+    $("messages").append(element("div", { className: "columns" }, ...columns.map((m) => messageNode(m, true))));
+  }
+  if (view?.later) {
+    const later = action(() => change({ shown: view.later }));
+    $("messages").append(button("Show the later messages", later, { className: "quiet later" }));
+  }
+  showContext();
+  markCurrent();
+}
+
+function showSettings(settings) {
+  const [first, second] = settings.models ?? [];
+  if (models.some((model) => model.id === first)) $("model").value = first;
+  $("second").value = models.some((model) => model.id === second) ? second : "";
+  $("system").value = settings.system ?? "";
+  for (const name of SAMPLING) $(name).value = settings.sampling?.[name] ?? "";
+  chosenPrompt = settings.prompt ?? null;
+  $("prompt").value = chosenPrompt ? promptKey(chosenPrompt) : "";
+  showBaseNotice();
+}
+
+// How much of the context the shown path fills, from its last answer with numbers.
+function showContext() {
+  const shown = [...(view?.messages ?? [])].reverse().find((message) => message.answer?.output_tokens != null);
+  const context = shown?.answer.provenance.context;
+  $("context").hidden = !context;
+  if (!context) return;
+  const share = Math.min(1, ((shown.answer.input_tokens ?? 0) + shown.answer.output_tokens) / context);
+  $("context-text").textContent = `Context ${Math.round(share * 100)} %`;
+  $("context-meter").value = share;
+}
+
+async function change(body, focusId = null, step = 0) {
+  showView(await json(`conversations/${view.id}`, "PATCH", body));
+  if (focusId === null) return;
+  // The focus stays at the button, which belongs to another message now.
+  const names = step < 0 ? ["Previous version", "Next version"] : ["Next version", "Previous version"];
+  const position = view.messages.findIndex((message) => message.siblings.includes(focusId));
+  const node = nodeOf(view.messages[position]?.id);
+  const target = names.map((name) => node?.querySelector(`[aria-label="${name}"]:enabled`)).find(Boolean);
+  target?.focus();
+}
+
+const nodeOf = (id) => document.querySelector(`[data-id="${Number(id)}"]`);
+
+async function open(id) {
+  if (!id) {
+    showView(null);
+    return;
+  }
+  showView(await json(`conversations/${encodeURIComponent(id)}`));
+  showSettings(view.settings);
+  scrollToEnd();
+}
+
+// ---- sending and streaming
+
+function settings() {
+  const sampling = {};
+  for (const name of SAMPLING) if ($(name).value !== "") sampling[name] = Number($(name).value);
+  const second = $("second").value;
+  return {
+    models: second && second !== $("model").value ? [$("model").value, second] : [$("model").value],
+    system: $("system").value,
+    sampling,
+    prompt: chosenPrompt,
+  };
+}
+
+// Sends a question, or asks for another answer. Returns true once the server has stored it.
+async function send(question) {
+  if (running.size) return false;
+  const body = { conversation: view?.id ?? null, ...settings(), ...question };
+  let response = await request("send", "POST", body);
+  if (response.status === 409) {
+    const { findings } = await response.json();
+    if (!(await confirmFindings(findings))) return false;
+    response = await request("send", "POST", { ...body, confirmed: true });
+  }
+  await checked(response);
+  let stored = false;
+  try {
+    for await (const [name, data] of readEvents(response)) {
+      stored = true;
+      if (name === "start") started(data.view);
+      else if (name === "piece") addPiece(data);
+      else if (name === "done") finished(data);
+    }
+  } finally {
+    // After a lost connection the server has stored what it had.
+    const lost = running.size > 0;
+    running.clear();
+    showRunning();
+    if (lost && view) await open(view.id);
+  }
+  return stored;
+}
+
+function started(next) {
+  const answers = next.columns.length ? next.columns : next.messages.slice(-1);
+  for (const { id } of answers) running.set(id, { text: "", pieces: 0, first: 0 });
+  showRunning();
+  showView(next);
+  if (location.hash.slice(1) !== view.id) history.pushState(null, "", `#${view.id}`);
+  announce(`${answers.map((message) => message.answer.model).join(" and ")} is answering.`);
+  scrollToEnd();
+  listConversations();
+}
+
+function addPiece({ id, text }) {
+  const progress = running.get(id);
+  const node = nodeOf(id);
+  if (!progress || !node) return;
+  const follow = isAtEnd();
+  progress.text += text;
+  progress.pieces += 1;
+  progress.first ||= performance.now();
+  node.querySelector(".text").append(text);
+  const seconds = (performance.now() - progress.first) / 1000;
+  const speed = seconds > 0.5 ? ` · about ${(progress.pieces / seconds).toFixed(1)} tokens/s` : "";
+  node.querySelector(".gauge").textContent = `about ${progress.pieces} tokens${speed}`;
+  if (follow) scrollToEnd();
+  if (running.keys().next().value === id) announceSentences(progress);
+}
+
+function finished(message) {
+  const follow = isAtEnd();
+  const progress = running.get(message.id);
+  running.delete(message.id);
+  const replace = (list) => list.map((each) => (each.id === message.id ? message : each));
+  view = { ...view, messages: replace(view.messages), columns: replace(view.columns) };
+  nodeOf(message.id)?.replaceWith(messageNode(message, view.columns.length > 0));
+  showContext();
+  showRunning();
+  const rest = message.text.slice(progress?.announced ?? 0);
+  const end = { done: "End of the answer.", stopped: "Stopped.", failed: "The answer failed." }[message.state];
+  announce(running.size ? "" : `${rest} ${end}`);
+  if (follow) scrollToEnd();
+}
+
+function showRunning() {
+  const busy = running.size > 0;
+  $("stop").hidden = !busy;
+  $("send").hidden = busy;
+  $("messages").ariaBusy = String(busy);
+}
+
+async function stop() {
+  const ids = [...running.keys()];
+  await Promise.all(ids.map((id) => json(`conversations/${view.id}/answers/${id}/stop`, "POST", {})));
+  $("box").focus();
+}
+
+async function submit() {
+  const box = $("box");
+  const text = box.value.trim();
+  if (!text || running.size) return;
+  const last = view?.messages.at(-1);
+  const parent = last?.role === "user" ? last.parent : (view?.leaf ?? null);
+  box.value = "";
+  resizeBox();
+  let stored = false;
+  try {
+    stored = await send({ text, parent });
+  } finally {
+    if (!stored && !box.value) box.value = text;
+    resizeBox();
+    box.focus();
+  }
+}
+
+function edit(message) {
+  const node = nodeOf(message.id);
+  if (!node || running.size) return;
+  const cancel = () => {
+    node.replaceWith(messageNode(message));
+    nodeOf(message.id).querySelector("[data-action=edit]").focus();
+  };
+  const save = action(async () => {
+    const text = area.value.trim();
+    if (text && (await send({ text, parent: message.parent }))) $("box").focus();
+  });
+  const area = element("textarea", { value: message.text, ariaLabel: "Edit the question", rows: 3 });
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") cancel();
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      save();
+    }
+  });
+  const tools = element("div", { className: "tools" }, button("Send", save), button("Cancel", cancel));
+  node.replaceChildren(element("h2", {}, "You"), area, tools);
+  area.focus();
+}
+
+// ---- dialogs
+
+function ask(title, body, yes, no = "Cancel") {
+  const dialog = $("dialog");
+  $("dialog-title").textContent = title;
+  $("dialog-body").replaceChildren(...body);
+  $("dialog-yes").textContent = yes;
+  $("dialog-no").textContent = no;
+  dialog.returnValue = "no"; // Esc closes the dialog without a value of its own
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+function confirmFindings(findings) {
+  const items = findings.map(({ kind, text }) => element("li", {}, `${kind}: `, element("q", {}, text)));
+  return ask(
+    "This looks like personal health data",
+    [
+      element("p", {}, "The text seems to contain:"),
+      element("ul", {}, ...items),
+      element("p", {}, "Remove what identifies a person. If you send it, the text goes to the model and is stored in the history."),
+    ],
+    "Send anyway",
+    "Back to the text",
+  );
+}
+
+async function rename() {
+  const input = element("input", { type: "text", value: view.title, maxLength: 80 });
+  const label = element("label", { className: "whole" }, "Title ", input);
+  if (await ask("Rename the conversation", [label], "Rename")) await change({ title: input.value });
+  await listConversations();
+  $("rename").focus();
+}
+
+async function remove() {
+  const text = `“${view.title}” and all its versions are deleted from the server.`;
+  if (!(await ask("Delete the conversation?", [element("p", {}, text)], "Delete"))) return;
+  await json(`conversations/${view.id}`, "DELETE");
+  await startNew();
+  await listConversations();
+}
+
+// ---- list of conversations
+
+async function listConversations() {
+  const query = $("search").value;
+  const { conversations } = await json(`conversations?query=${encodeURIComponent(query)}`);
+  if (query !== $("search").value) return; // an answer to an earlier search
+  $("list").replaceChildren(...conversations.map(conversationNode));
+  $("list-empty").hidden = conversations.length > 0;
+  markCurrent();
+}
+
+function conversationNode({ id, title, snippet }) {
+  const parts = snippet.map(([text, found]) => (found ? element("mark", {}, text) : text));
+  return element(
+    "li",
+    {},
+    element("a", { href: `#${id}` }, title, parts.length ? element("span", { className: "snippet" }, ...parts) : null),
+  );
+}
+
+function markCurrent() {
+  for (const link of $("list").querySelectorAll("a")) {
+    if (view && link.hash === `#${view.id}`) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+async function startNew() {
+  if (running.size) await stop();
+  history.pushState(null, "", location.pathname);
+  showView(null);
+  toggleSide(false);
+  $("box").focus();
+}
+
+function toggleSide(shown) {
+  $("side").classList.toggle("shown", shown);
+  $("menu").ariaExpanded = String(shown);
+}
+
+// ---- models, prompts, settings
+
+async function loadModels() {
+  ({ models, prompts } = await json("models"));
+  const options = () => models.map(({ id }) => element("option", { value: id }, id));
+  $("model").replaceChildren(...options());
+  $("second").replaceChildren(element("option", { value: "" }, "none"), ...options());
+  $("second-label").hidden = models.length < 2;
+  $("prompt-label").hidden = prompts.length === 0;
+  $("prompt").replaceChildren(
+    element("option", { value: "" }, "none"),
+    ...prompts.map((prompt) => element("option", { value: promptKey(prompt) }, promptName(prompt))),
+  );
+  showBaseNotice();
+}
+
+const promptKey = ({ name, version }) => `${name}\n${version}`;
+const promptName = ({ name, label, version }) => `${name} (${label ?? version.slice(0, 12)})`;
+
+function choosePrompt() {
+  const prompt = prompts.find((each) => promptKey(each) === $("prompt").value);
+  chosenPrompt = prompt ? { name: prompt.name, version: prompt.version } : null;
+  $("system").value = prompt ? prompt.text : "";
+}
+
+function showBaseNotice() {
+  const chosen = [$("model").value, $("second").value];
+  const base = models.filter(({ id, has_chat_template }) => chosen.includes(id) && has_chat_template === false);
+  $("base-notice").hidden = base.length === 0;
+  const names = base.map(({ id }) => id).join(" and ");
+  $("base-notice").textContent =
+    `${names}: a base model without a chat template. Questions are put into a one-shot medical prompt, so that it answers and does not continue or repeat the question.`;
+}
+
+function toggleSettings() {
+  const shown = $("settings").hidden;
+  $("settings").hidden = !shown;
+  $("settings-toggle").ariaExpanded = String(shown);
+}
+
+// ---- announcements and scrolling
+
+function announce(text) {
+  $("status").textContent = text.trim();
+}
+
+function announceSentences(progress) {
+  const now = performance.now();
+  if (now - (progress.announcedAt ?? progress.first) < ANNOUNCE_MS) return;
+  const from = progress.announced ?? 0;
+  const end = Math.max(...[". ", "! ", "? ", "\n"].map((mark) => progress.text.lastIndexOf(mark))) + 1;
+  if (end <= from) return;
+  announce(progress.text.slice(from, end));
+  progress.announced = end;
+  progress.announcedAt = now;
+}
+
+const isAtEnd = () => $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < NEAR_END;
+
+function scrollToEnd() {
+  $("log").scrollTop = $("log").scrollHeight;
+}
+
+function resizeBox() {
+  // Inline styles are forbidden by the page's policy; the number of rows is an attribute.
+  const lines = $("box").value.split("\n").reduce((sum, line) => sum + 1 + Math.floor(line.length / 80), 0);
+  $("box").rows = Math.min(8, lines);
+}
+
+// ---- events
+
+function onKey(event) {
+  if (event.key === "Escape" && !$("dialog").open) {
+    if (running.size) action(stop)();
+    else toggleSide(false);
+  }
+  const command = event.ctrlKey || event.metaKey;
+  if (command && !event.shiftKey && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    toggleSide(true);
+    $("search").focus();
+  }
+  if (command && event.shiftKey && event.key.toLowerCase() === "o") {
+    event.preventDefault();
+    action(startNew)();
+  }
+}
+
+function onBoxKey(event) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    action(submit)();
+  }
+  if (event.key === "ArrowUp" && !$("box").value) {
+    const last = view?.messages.findLast((message) => message.role === "user");
+    if (!last) return;
+    event.preventDefault();
+    edit(last);
+  }
+}
+
+function connect() {
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    action(submit)();
+  });
+  $("box").addEventListener("keydown", onBoxKey);
+  $("box").addEventListener("input", resizeBox);
+  document.addEventListener("keydown", onKey);
+  $("stop").addEventListener("click", action(stop));
+  $("new").addEventListener("click", action(startNew));
+  $("rename").addEventListener("click", action(rename));
+  $("delete").addEventListener("click", action(remove));
+  $("search").addEventListener("input", action(listConversations));
+  $("menu").addEventListener("click", () => toggleSide(!$("side").classList.contains("shown")));
+  $("list").addEventListener("click", () => toggleSide(false));
+  $("settings-toggle").addEventListener("click", toggleSettings);
+  $("prompt").addEventListener("change", choosePrompt);
+  for (const id of ["model", "second"]) $(id).addEventListener("change", showBaseNotice);
+  for (const example of document.querySelectorAll(".example")) {
+    example.addEventListener("click", () => {
+      $("box").value = example.textContent;
+      resizeBox();
+      $("box").focus();
+    });
+  }
+  const onAddress = action(async () => {
+    if (running.size) await stop();
+    await open(location.hash.slice(1));
+  });
+  addEventListener("popstate", onAddress);
+}
+
+connect();
+action(async () => {
+  await loadModels();
+  await Promise.all([listConversations(), open(location.hash.slice(1))]);
+})();
+$("box").focus();
