@@ -8,6 +8,7 @@ is generated, and an answer's row before its first token: a crash loses no quest
 import json
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,10 @@ State = Literal["pending", "done", "stopped", "failed"]
 """pending: being generated, or interrupted by a crash; stopped: by the user or by closing the page."""
 
 _TITLE = 80  # characters
-_MARK = "\x02", "\x03"  # around a word that was searched for; neither can be typed
+_MARK = "\x02", "\x03"  # around a word that was searched for
 _PAGE = 200  # conversations of a list
+# The words are indexed by statements of this class, not by triggers: older versions of SQLite refuse triggers
+# that write virtual tables, if the schema is not trusted.
 _MIGRATIONS = (
     """
     CREATE TABLE conversation (
@@ -51,32 +54,8 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE INDEX message_of_conversation ON message (conversation);
     CREATE INDEX message_of_parent ON message (parent);
-    CREATE VIRTUAL TABLE title_words USING fts5 (
-        title, content = 'conversation', content_rowid = 'number', tokenize = 'unicode61 remove_diacritics 2'
-    );
-    CREATE TRIGGER title_added AFTER INSERT ON conversation BEGIN
-        INSERT INTO title_words (rowid, title) VALUES (new.number, new.title);
-    END;
-    CREATE TRIGGER title_removed AFTER DELETE ON conversation BEGIN
-        INSERT INTO title_words (title_words, rowid, title) VALUES ('delete', old.number, old.title);
-    END;
-    CREATE TRIGGER title_changed AFTER UPDATE OF title ON conversation BEGIN
-        INSERT INTO title_words (title_words, rowid, title) VALUES ('delete', old.number, old.title);
-        INSERT INTO title_words (rowid, title) VALUES (new.number, new.title);
-    END;
-    CREATE VIRTUAL TABLE message_words USING fts5 (
-        text, content = 'message', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
-    );
-    CREATE TRIGGER text_added AFTER INSERT ON message BEGIN
-        INSERT INTO message_words (rowid, text) VALUES (new.id, new.text);
-    END;
-    CREATE TRIGGER text_removed AFTER DELETE ON message BEGIN
-        INSERT INTO message_words (message_words, rowid, text) VALUES ('delete', old.id, old.text);
-    END;
-    CREATE TRIGGER text_changed AFTER UPDATE OF text ON message BEGIN
-        INSERT INTO message_words (message_words, rowid, text) VALUES ('delete', old.id, old.text);
-        INSERT INTO message_words (rowid, text) VALUES (new.id, new.text);
-    END;
+    CREATE VIRTUAL TABLE title_words USING fts5 (title, tokenize = 'unicode61 remove_diacritics 2');
+    CREATE VIRTUAL TABLE message_words USING fts5 (text, tokenize = 'unicode61 remove_diacritics 2');
     """,
 )
 
@@ -181,13 +160,14 @@ class Conversations:
 
     def create(self, owner: str, title: str, settings: Mapping[str, Any]) -> str:
         """Add a conversation and return its id."""
-        name, now = secrets.token_urlsafe(12), time.time()
+        name, now, title = secrets.token_urlsafe(12), time.time(), _short_title(title)
         with self._database.transaction() as connection:
-            connection.execute(
+            number = connection.execute(
                 "INSERT INTO conversation (id, owner, title, created, updated, settings)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                (name, owner, _short_title(title), now, now, json.dumps(settings)),
-            )
+                (name, owner, title, now, now, json.dumps(settings)),
+            ).lastrowid
+            connection.execute("INSERT INTO title_words (rowid, title) VALUES (?, ?)", (number, title))
         return name
 
     def newest(self, owner: str) -> list[Match]:
@@ -247,7 +227,10 @@ class Conversations:
         """Change a conversation's title."""
         if not title.strip():
             raise UsageError("a title must not be empty")
-        self._update(owner, name, "title = ?", _short_title(title))
+        short = _short_title(title)
+        with self._database.transaction() as connection:
+            number = _change(connection, owner, name, "title = ?", short)
+            connection.execute("UPDATE title_words SET title = ? WHERE rowid = ?", (short, number))
 
     def select(self, owner: str, name: str, leaf: int) -> None:
         """Make a message the end of the path that is shown.
@@ -256,11 +239,13 @@ class Conversations:
             SourceError: the conversation has no such message.
         """
         self.get(owner, name).message(leaf)
-        self._update(owner, name, "leaf = ?", leaf)
+        with self._database.transaction() as connection:
+            _change(connection, owner, name, "leaf = ?", leaf)
 
     def configure(self, owner: str, name: str, settings: Mapping[str, Any]) -> None:
         """Store the settings of the last question."""
-        self._update(owner, name, "settings = ?", json.dumps(settings))
+        with self._database.transaction() as connection:
+            _change(connection, owner, name, "settings = ?", json.dumps(settings))
 
     def delete(self, owner: str, name: str) -> None:
         """Delete a conversation with its messages.
@@ -268,7 +253,14 @@ class Conversations:
         Raises:
             SourceError: the person has no such conversation.
         """
-        self._change(owner, name, "DELETE FROM conversation WHERE id = ? AND owner = ?")
+        with self._database.transaction() as connection:
+            number = _change(connection, owner, name, "updated = ?", time.time())
+            connection.execute(
+                "DELETE FROM message_words WHERE rowid IN (SELECT id FROM message WHERE conversation = ?)",
+                (number,),
+            )
+            connection.execute("DELETE FROM title_words WHERE rowid = ?", (number,))
+            connection.execute("DELETE FROM conversation WHERE number = ?", (number,))
 
     def add_question(self, owner: str, name: str, parent: int | None, text: str) -> Message:
         """Store a question under a message, or as a first one.
@@ -301,6 +293,7 @@ class Conversations:
                 "UPDATE message SET text = ?, state = ?, answer = ? WHERE id = ?",
                 (text, state, json.dumps(asdict(answer)), message_id),
             )
+            connection.execute("UPDATE message_words SET text = ? WHERE rowid = ?", (text, message_id))
 
     def _add(
         self,
@@ -315,22 +308,18 @@ class Conversations:
     ) -> Message:
         now = time.time()
         with self._database.transaction() as connection:
-            row = connection.execute(
-                "UPDATE conversation SET updated = ? WHERE id = ? AND owner = ? RETURNING number",
-                (now, name, owner),
-            ).fetchone()
-            if row is None:
-                raise SourceError(f"no conversation {name!r:.40}", hint="it may have been deleted")
+            number = _change(connection, owner, name, "updated = ?", now)
             stored = None if answer is None else json.dumps(asdict(answer))
             added = connection.execute(
                 "INSERT INTO message (conversation, parent, role, text, state, created, turn, answer)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row["number"], parent, role, text, state, now, turn, stored),
+                (number, parent, role, text, state, now, turn, stored),
             ).lastrowid
+            connection.execute("INSERT INTO message_words (rowid, text) VALUES (?, ?)", (added, text))
             # Of answers side by side the first one is continued, unless the user chooses another.
             first = "SELECT min(id) FROM message WHERE turn = ? AND conversation = ?"
-            leaf = connection.execute(first, (turn, row["number"])).fetchone()[0] if turn else added
-            connection.execute("UPDATE conversation SET leaf = ? WHERE number = ?", (leaf, row["number"]))
+            leaf = connection.execute(first, (turn, number)).fetchone()[0] if turn else added
+            connection.execute("UPDATE conversation SET leaf = ? WHERE number = ?", (leaf, number))
         return Message(
             id=int(added or 0),
             parent=parent,
@@ -342,13 +331,20 @@ class Conversations:
             answer=answer,
         )
 
-    def _update(self, owner: str, name: str, change: str, value: object) -> None:
-        self._change(owner, name, f"UPDATE conversation SET {change} WHERE id = ? AND owner = ?", value)  # noqa: S608  # `change` is a constant of this class
 
-    def _change(self, owner: str, name: str, statement: str, *values: object) -> None:
-        with self._database.transaction() as connection:
-            if connection.execute(statement, (*values, name, owner)).rowcount == 0:
-                raise SourceError(f"no conversation {name!r:.40}", hint="it may have been deleted")
+def _change(connection: sqlite3.Connection, owner: str, name: str, change: str, value: object) -> int:
+    """Change a column of a conversation and return the conversation's number.
+
+    Raises:
+        SourceError: the person has no such conversation.
+    """
+    row = connection.execute(
+        f"UPDATE conversation SET {change} WHERE id = ? AND owner = ? RETURNING number",  # noqa: S608  # a constant
+        (value, name, owner),
+    ).fetchone()
+    if row is None:
+        raise SourceError(f"no conversation {name!r:.40}", hint="it may have been deleted")
+    return int(row["number"])
 
 
 def _short_title(text: str) -> str:

@@ -458,6 +458,7 @@ async function listConversations() {
   if (query !== $("search").value) return; // an answer to an earlier search
   $("list").replaceChildren(...conversations.map(conversationNode));
   $("list-empty").hidden = conversations.length > 0;
+  $("list-empty").textContent = query ? "No conversation has these words." : "No conversations yet.";
   markCurrent();
 }
 
@@ -497,7 +498,7 @@ async function loadModels() {
   const options = () => models.map(({ id }) => element("option", { value: id }, id));
   $("model").replaceChildren(...options());
   $("second").replaceChildren(element("option", { value: "" }, "none"), ...options());
-  $("second-label").hidden = models.length < 2;
+  $("second-field").hidden = models.length < 2;
   $("prompt-label").hidden = prompts.length === 0;
   $("prompt").replaceChildren(
     element("option", { value: "" }, "none"),
