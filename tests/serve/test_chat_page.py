@@ -39,34 +39,58 @@ def address(source, tmp_path_factory):
         yield address
 
 
+class Watched:
+    """What a page has requested and reported."""
+
+    def __init__(self, page):
+        self.foreign, self.errors = [], []
+        page.on("request", lambda request: self.foreign.append(request.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+
+    def check(self, page, address):
+        """Nothing was requested from elsewhere, and no script or policy failed."""
+        assert page.evaluate("window.hacked") is None
+        assert not [url for url in self.foreign if not url.startswith((address, "data:", "blob:", "about:"))]
+        # The browser reports every failed request, also those that the page expects.
+        assert not [error for error in self.errors if not re.search("409 .Conflict.|net::ERR_FAILED", error)]
+
+
+def load(page, address):
+    page.goto("about:blank")
+    page.goto(address)
+    expect(page.get_by_label("Model", exact=True)).to_have_value("alpha")
+
+
 @contextmanager
 def opened(browser, address, **settings):
-    """Open the page; afterwards nothing was requested from elsewhere, and no script or policy failed."""
+    """Open the page in another window, and check it at the end."""
     context = browser.new_context(**settings)
     page = context.new_page()
     page.set_default_timeout(5_000)
-    foreign, errors = [], []
-    page.on("request", lambda request: foreign.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(address)
-    expect(page.get_by_label("Model", exact=True)).to_have_value("alpha")
+    watched = Watched(page)
+    load(page, address)
     yield page
-    hacked = page.evaluate("window.hacked")
+    watched.check(page, address)
     context.close()
-    assert hacked is None
-    assert not [url for url in foreign if not url.startswith((address, "data:", "blob:"))]
-    # The browser reports every failed request, also those that the page expects.
-    assert not [error for error in errors if not re.search("409 .Conflict.|net::ERR_FAILED", error)]
+
+
+@pytest.fixture(scope="module")
+def window(browser):
+    page = browser.new_page()
+    page.set_default_timeout(5_000)
+    return page, Watched(page)
 
 
 @pytest.fixture
-def page(browser, address, source):
+def page(window, address, source):
     source.script = lambda call: f"{call.model} answers **{call.messages[-1]['content']}**"
     source.calls.clear()
     source.closed.clear()
-    with opened(browser, address) as page:
-        yield page
+    page, watched = window
+    load(page, address)
+    yield page
+    watched.check(page, address)
 
 
 def ask(page, text):
@@ -193,7 +217,11 @@ def test_two_models_answer_side_by_side_and_one_is_continued(page, source):
     page.get_by_label("Compare with").select_option("")
     ask(page, "go on")
     assert texts(page) == ["compare", "beta answers compare", "go on", "alpha answers go on"]
-    assert [m["content"] for m in source.calls[-1].messages] == ["compare", "beta answers **compare**", "go on"]
+    assert [m["content"] for m in source.calls[-1].messages] == [
+        "compare",
+        "beta answers **compare**",
+        "go on",
+    ]
 
 
 def test_history_is_searched_renamed_exported_and_deleted(page):
@@ -394,22 +422,23 @@ def axe(tmp_path_factory):
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(browser, address, source, axe, scheme):
+def test_axe_finds_no_violation(browser, address, source, axe):
     source.script = lambda call: (
         "# Title\n\n| a | b |\n|---|---|\n| 1 | $x^2$ |\n\n```\ncode\n```\n[l](https://a.b)"
     )
-    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    context = browser.new_context(bypass_csp=True)
     page = context.new_page()
     page.set_default_timeout(5_000)
-    page.goto(address)
+    load(page, address)
     page.get_by_label("Compare with").select_option("base")
     page.get_by_role("button", name="Settings").click()
     ask(page, "accessible?")
     page.add_script_tag(content=axe)
-    violations = page.evaluate("axe.run().then((result) => result.violations)")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        violations = page.evaluate("axe.run().then((result) => result.violations)")
+        assert [(v["id"], v["impact"], [n["html"] for n in v["nodes"]][:3]) for v in violations] == []
     context.close()
-    assert [(v["id"], v["impact"], [n["html"] for n in v["nodes"]][:3]) for v in violations] == []
 
 
 def test_the_models_are_those_of_the_server(page):
