@@ -21,14 +21,15 @@ __all__ = ["render_markdown"]
 
 _MAX_TEXT = 200_000  # characters; longer texts are shown without formatting
 _MAX_FORMULA = 2_000  # characters
+_MAX_LINES = 50  # of a formula
 _CLOSING = {"$$": "$$", "\\[": "\\]"}
 # `$5 and $10` is no formula: as in pandoc, no blank after the first dollar or before the last one, and no
 # digit after it. All repetitions are bounded, so that many openings do not take quadratic time.
 _INLINE_FORMULA = re.compile(
     rf"\$\$(?P<double>[^$]{{1,{_MAX_FORMULA}}}?)\$\$"
     rf"|\$(?=[^\s$])(?P<dollar>(?:[^$\\\n]|\\.){{1,{_MAX_FORMULA}}}?)(?<!\s)\$(?!\d)"
-    rf"|\\\((?P<round>(?:.|\n){{1,{_MAX_FORMULA}}}?)\\\)"
-    rf"|\\\[(?P<square>(?:.|\n){{1,{_MAX_FORMULA}}}?)\\\]"
+    rf"|\\\((?P<round>[\s\S]{{1,{_MAX_FORMULA}}}?)\\\)"
+    rf"|\\\[(?P<square>[\s\S]{{1,{_MAX_FORMULA}}}?)\\\]"
 )
 # A macro can double its own text until the memory is full.
 _MACRO = re.compile(r"\\(?:def|gdef|edef|xdef|let|(?:re|provide)?newcommand|DeclareMathOperator)\b")
@@ -134,14 +135,14 @@ def _read_block_formula(state: StateBlock, start: int, end: int, silent: bool) -
     if state.is_code_block(start) or (closing := _CLOSING.get(_line(state, start)[:2])) is None:
         return False
     content = []
-    for line in range(start, end):
+    for line in range(start, min(end, start + _MAX_LINES)):
         if line > start and (state.sCount[line] < state.blkIndent or not _line(state, line).strip()):
             return False
         text = _line(state, line)[2 if line == start else 0 :].rstrip()
         if text.endswith(closing):
             content.append(text.removesuffix(closing))
             break
-        if closing in text or sum(map(len, content)) > _MAX_FORMULA:
+        if closing in text:
             return False
         content.append(text)
     else:
