@@ -1,24 +1,23 @@
 """Routes of the chat page: the page at `/`, and its API under `/chat`.
 
-Errors have the body `{"error": {"message", "hint"}}`. Sending a text that looks like personal health data is
+Errors have the body of `errors.error_body`. Sending a text that looks like personal health data is
 refused with status 409 and `{"findings": […]}` until the request says `"confirmed": true`.
 """
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meditron.core.config import Config, first_problem
-from meditron.core.errors import MeditronError, SourceError, UsageError, status_of
+from meditron.core.errors import MeditronError, SourceError, UsageError
 from meditron.serve.chat_answers import Answers, Event, chat_messages, provenance_of
 from meditron.serve.chat_view import (
     export_json,
@@ -28,14 +27,15 @@ from meditron.serve.chat_view import (
     view_match,
     view_message,
 )
+from meditron.serve.connection import EventStream, event
 from meditron.serve.conversations import Answer, Conversations, Message
+from meditron.serve.errors import error_response
 from meditron.serve.health_data import find_health_data
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.state import ChatCall, PromptUse
 
 __all__ = ["PromptLibrary", "routes"]
 
-_KEEP_ALIVE_SECONDS = 15.0  # a model may load for minutes, and a proxy closes a silent connection
 _MAX_TEXT = 200_000  # characters
 T = TypeVar("T", bound=Config)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -111,8 +111,7 @@ def _json_errors(handler: Handler) -> Handler:
             person_of(request).require("chat")
             return await handler(request)
         except MeditronError as error:
-            body = {"message": error.message, "hint": error.hint}
-            return JSONResponse({"error": body}, getattr(error, "status", status_of(error).http_status))
+            return error_response(error)
 
     return handle
 
@@ -247,11 +246,7 @@ async def send(request: Request) -> Response:
     prompt = _prompt_use(request, body)
     name, asked = await asyncio.to_thread(_store_question, _store(request), owner, body)
     answers = await asyncio.to_thread(_store_answers, request, owner, name, asked, body, prompt)
-    return StreamingResponse(
-        _events(request, owner, name, asked, answers, prompt),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return EventStream(_events(request, owner, name, asked, answers, prompt), partial(event, name="error"))
 
 
 def _prompt_use(request: Request, body: SendRequest) -> PromptUse | None:
@@ -301,12 +296,12 @@ def _store_answers(
 
 async def _events(
     request: Request, owner: str, name: str, asked: int, messages: list[Message], prompt: PromptUse | None
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Yield the answers as server-sent events: `start`, `piece` for each piece, `done` for each answer."""
     answers, queue = _answers(request), asyncio.Queue[Event | Message]()
     conversation = await asyncio.to_thread(_store(request).get, owner, name)
     try:
-        yield _event("start", {"view": view_conversation(conversation)})
+        yield event({"view": view_conversation(conversation)}, "start")
         for message in messages:
             assert message.answer is not None  # noqa: S101  # see `_store_answers`
             call = ChatCall(
@@ -319,24 +314,18 @@ async def _events(
             answers.start(message, call, queue)
         running = len(messages)
         while running:
-            try:
-                event = await asyncio.wait_for(queue.get(), _KEEP_ALIVE_SECONDS)
-            except TimeoutError:
-                yield ": waiting\n\n"
-                continue
-            if isinstance(event, Message):
+            news = await queue.get()
+            if isinstance(news, Message):
                 running -= 1
-                siblings = [m.id for m in conversation.messages if m.parent == event.parent]
-                event = ("done", view_message(event, siblings))
-            yield _event(*event)
+                siblings = [m.id for m in conversation.messages if m.parent == news.parent]
+                yield event(view_message(news, siblings), "done")
+            else:
+                name, data = news
+                yield event(data, name)
     finally:
         # The browser went away, or everything is done, and then this does nothing.
         for message in messages:
             answers.stop(message.id)
-
-
-def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 def _route(path: str, handler: Handler, method: str) -> Route:

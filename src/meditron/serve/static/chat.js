@@ -25,8 +25,7 @@ function request(path, method = "GET", body = undefined) {
 async function checked(response) {
   if (response.ok) return response;
   const error = (await response.json().catch(() => ({}))).error ?? {};
-  const message = error.message ?? `the server answered with status ${response.status}`;
-  throw new ServerError(error.hint ? `${message} (${error.hint})` : message);
+  throw new ServerError(error.message ?? `the server answered with status ${response.status}`);
 }
 
 async function json(path, method, body) {
@@ -297,6 +296,7 @@ async function send(question) {
       if (name === "start") started(data.view);
       else if (name === "piece") addPiece(data);
       else if (name === "done") finished(data);
+      else if (name === "error") throw new ServerError(data.error.message);
     }
   } finally {
     // After a lost connection the server has stored what it had.
