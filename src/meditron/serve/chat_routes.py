@@ -65,6 +65,7 @@ class PromptChoice(Config):
 
     name: str = Field(max_length=200)
     version: str = Field(max_length=200)
+    label: str | None = Field(default=None, max_length=200)
 
 
 class SendRequest(Config):
@@ -147,9 +148,9 @@ def _answers(request: Request) -> Answers:
     return answers
 
 
-def _prompts(request: Request) -> list[tuple[str, str | None, str, str]]:
+async def _prompts(request: Request) -> Sequence[tuple[str, str | None, str, str]]:
     library: PromptLibrary | None = getattr(request.app.state, "prompts", None)
-    return [] if library is None else list(library.list_prompts())
+    return [] if library is None else await asyncio.to_thread(library.list_prompts)
 
 
 async def page(request: Request) -> Response:
@@ -160,7 +161,8 @@ async def page(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """Return the models and the stored prompts."""
     models = [{"id": m.id, **provenance_of([m], m.id)} for m in state_of(request).models.list_models()]
-    prompts = [dict(zip(("name", "label", "version", "text"), row, strict=True)) for row in _prompts(request)]
+    fields = ("name", "label", "version", "text")
+    prompts = [dict(zip(fields, row, strict=True)) for row in await _prompts(request)]
     return JSONResponse({"models": models, "prompts": prompts})
 
 
@@ -243,18 +245,19 @@ async def send(request: Request) -> Response:
         findings = find_health_data(f"{body.text}\n{body.system}")
         if findings:
             return JSONResponse({"findings": [asdict(finding) for finding in findings]}, 409)
-    prompt = _prompt_use(request, body)
+    prompt = await _prompt_use(request, body)
     name, asked = await asyncio.to_thread(_store_question, _store(request), owner, body)
     answers = await asyncio.to_thread(_store_answers, request, owner, name, asked, body, prompt)
     return EventStream(_events(request, owner, name, asked, answers, prompt), partial(event, name="error"))
 
 
-def _prompt_use(request: Request, body: SendRequest) -> PromptUse | None:
+async def _prompt_use(request: Request, body: SendRequest) -> PromptUse | None:
     """Return the stored prompt that the system prompt is, unless it was edited afterwards."""
-    for name, label, version, text in _prompts(request) if body.prompt else []:
-        if body.prompt and (name, version, text) == (body.prompt.name, body.prompt.version, body.system):
-            return PromptUse(name=name, version=version, label=label)
-    return None
+    if body.prompt is None:
+        return None
+    use = PromptUse(name=body.prompt.name, version=body.prompt.version, label=body.prompt.label)
+    stored = (use.name, use.label, use.version, body.system)
+    return use if stored in await _prompts(request) else None
 
 
 def _store_question(store: Conversations, owner: str, body: SendRequest) -> tuple[str, int]:

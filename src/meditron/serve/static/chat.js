@@ -2,84 +2,17 @@
 // Text of people and models is inserted as text. The only HTML is that of finished answers, which the server
 // has sanitized, and the page's Content-Security-Policy allows no scripts in it.
 
-const $ = (id) => document.getElementById(id);
+import { noteNode, provenanceNode } from "./chat_facts.js";
+import { $, ServerError, action, announce, announceSentences, ask, button, checked, element, json, readEvents, request } from "./chat_page.js";
+
 const SAMPLING = ["temperature", "top_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty"];
 const NEAR_END = 80; // pixels: a reader who has scrolled further up is not moved by new text
-const ANNOUNCE_MS = 3000; // a screen reader gets whole sentences at this distance, not single tokens
 
 let models = [];
 let prompts = [];
 let view = null; // the conversation that is shown, as the server describes it
 let chosenPrompt = null; // name and version of the stored prompt in the system prompt
 const running = new Map(); // id of an answer that is being generated → what has come so far
-
-class ServerError extends Error {}
-
-// ---- requests
-
-function request(path, method = "GET", body = undefined) {
-  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
-  return fetch(`/chat/${path}`, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-}
-
-async function checked(response) {
-  if (response.ok) return response;
-  const error = (await response.json().catch(() => ({}))).error ?? {};
-  throw new ServerError(error.message ?? `the server answered with status ${response.status}`);
-}
-
-async function json(path, method, body) {
-  const response = await checked(await request(path, method, body));
-  return response.status === 204 ? null : response.json();
-}
-
-async function* readEvents(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const [first, second] = block.split("\n");
-      if (first.startsWith("event: ")) yield [first.slice(7), JSON.parse(second.slice(6))];
-    }
-  }
-}
-
-// Runs what a control does; a failure is shown, and the page stays usable.
-function action(work) {
-  return async (...values) => {
-    showAlert("");
-    try {
-      await work(...values);
-    } catch (error) {
-      showAlert(error instanceof ServerError ? error.message : `The server cannot be reached: ${error.message}`);
-    }
-  };
-}
-
-function showAlert(text) {
-  $("alert").textContent = text;
-  $("alert").hidden = !text;
-}
-
-// ---- building elements
-
-function element(tag, properties = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name in node) node[name] = value;
-    else node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-const button = (text, onclick, properties = {}) =>
-  element("button", { type: "button", className: "quiet", onclick, ...properties }, text);
 
 // ---- one message
 
@@ -94,62 +27,20 @@ function messageNode(message, column = false) {
     { "data-role": message.role, "data-state": shownState(message), "data-id": message.id },
     element("h2", {}, answer ? answer.model : "You"),
     body,
-    answer ? noteNode(message) : null,
+    answer ? noteNode(message, shownState(message)) : null,
     answer ? provenanceNode(message) : null,
     toolsNode(message, column),
   );
-  node.classList.toggle("waiting", running.has(message.id));
+  if (running.has(message.id)) {
+    node.classList.add("waiting");
+    node.querySelector(".gauge").textContent = "waiting for the model";
+  }
   return node;
 }
 
 // An answer that was pending when the server ended has no task that would finish it.
 const shownState = (message) =>
   message.state === "pending" && !running.has(message.id) ? "interrupted" : message.state;
-
-function noteNode(message) {
-  const { error, hint } = message.answer;
-  const notes = {
-    stopped: "Stopped.",
-    interrupted: "Interrupted: the server ended before the answer was complete.",
-    failed: `Failed: ${error}${hint ? ` (${hint})` : ""}`,
-    done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens." : error,
-  };
-  const text = notes[shownState(message)];
-  return text ? element("p", { className: "note" }, text) : null;
-}
-
-function provenanceNode(message) {
-  const { answer } = message;
-  const { quantization, sha256, base_model, knowledge_cutoff, has_chat_template } = answer.provenance;
-  const prompt = answer.prompt;
-  const facts = [
-    answer.model,
-    base_model && `base model ${base_model}`,
-    quantization,
-    sha256 && `SHA-256 ${sha256.slice(0, 12)}…`,
-    `knowledge cut-off ${knowledge_cutoff ?? "unknown"}`,
-    prompt ? `prompt ${prompt.name} ${prompt.label ?? ""} ${prompt.version.slice(0, 12)}` : "no stored prompt",
-    has_chat_template === false && "one-shot medical prompt",
-    "no sources retrieved",
-  ].filter(Boolean);
-  return element(
-    "footer",
-    {},
-    element("p", { className: "provenance", title: sha256 ? `SHA-256 ${sha256}` : "" }, facts.join(" · ")),
-    element("p", { className: "gauge" }, gaugeText(answer)),
-  );
-}
-
-function gaugeText({ output_tokens, input_tokens, seconds, first_token_seconds, provenance }) {
-  if (output_tokens === null || seconds === null) return "";
-  const decoding = seconds - (first_token_seconds ?? 0);
-  const facts = [`${output_tokens} tokens`];
-  if (output_tokens > 1 && decoding > 0) facts.push(`${((output_tokens - 1) / decoding).toFixed(1)} tokens/s`);
-  if (first_token_seconds !== null) facts.push(`first token after ${first_token_seconds.toFixed(1)} s`);
-  const used = (input_tokens ?? 0) + output_tokens;
-  if (provenance.context) facts.push(`${used} of ${provenance.context} tokens of context`);
-  return facts.join(" · ");
-}
 
 function toolsNode(message, column) {
   const tools = element("div", { className: "tools" });
@@ -289,23 +180,23 @@ async function send(question) {
     response = await request("send", "POST", { ...body, confirmed: true });
   }
   await checked(response);
-  let stored = false;
+  let id = null;
   try {
     for await (const [name, data] of readEvents(response)) {
-      stored = true;
-      if (name === "start") started(data.view);
-      else if (name === "piece") addPiece(data);
-      else if (name === "done") finished(data);
+      if (name === "start") id = started(data.view);
       else if (name === "error") throw new ServerError(data.error.message);
+      else if (view?.id !== id) running.delete(data.id); // another conversation was opened meanwhile
+      else if (name === "piece") addPiece(data);
+      else finished(data);
     }
   } finally {
-    // After a lost connection the server has stored what it had.
     const lost = running.size > 0;
     running.clear();
     showRunning();
-    if (lost && view) await open(view.id);
+    // After a lost connection the server has stored what it had.
+    if (lost && view?.id === id) await open(id).catch(() => showView(view));
   }
-  return stored;
+  return id !== null;
 }
 
 function started(next) {
@@ -316,7 +207,8 @@ function started(next) {
   if (location.hash.slice(1) !== view.id) history.pushState(null, "", `#${view.id}`);
   announce(`${answers.map((message) => message.answer.model).join(" and ")} is answering.`);
   scrollToEnd();
-  listConversations();
+  action(listConversations)();
+  return view.id;
 }
 
 function addPiece({ id, text }) {
@@ -407,19 +299,6 @@ function edit(message) {
 
 // ---- dialogs
 
-function ask(title, body, yes, no = "Cancel") {
-  const dialog = $("dialog");
-  $("dialog-title").textContent = title;
-  $("dialog-body").replaceChildren(...body);
-  $("dialog-yes").textContent = yes;
-  $("dialog-no").textContent = no;
-  dialog.returnValue = "no"; // Esc closes the dialog without a value of its own
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
-}
-
 function confirmFindings(findings) {
   const items = findings.map(({ kind, text }) => element("li", {}, `${kind}: `, element("q", {}, text)));
   return ask(
@@ -445,6 +324,7 @@ async function rename() {
 async function remove() {
   const text = `“${view.title}” and all its versions are deleted from the server.`;
   if (!(await ask("Delete the conversation?", [element("p", {}, text)], "Delete"))) return;
+  if (running.size) await stop();
   await json(`conversations/${view.id}`, "DELETE");
   await startNew();
   await listConversations();
@@ -507,12 +387,12 @@ async function loadModels() {
   showBaseNotice();
 }
 
-const promptKey = ({ name, version }) => `${name}\n${version}`;
+const promptKey = ({ name, label, version }) => [name, label ?? "", version].join("\n");
 const promptName = ({ name, label, version }) => `${name} (${label ?? version.slice(0, 12)})`;
 
 function choosePrompt() {
   const prompt = prompts.find((each) => promptKey(each) === $("prompt").value);
-  chosenPrompt = prompt ? { name: prompt.name, version: prompt.version } : null;
+  chosenPrompt = prompt ? { name: prompt.name, label: prompt.label, version: prompt.version } : null;
   $("system").value = prompt ? prompt.text : "";
 }
 
@@ -531,22 +411,7 @@ function toggleSettings() {
   $("settings-toggle").ariaExpanded = String(shown);
 }
 
-// ---- announcements and scrolling
-
-function announce(text) {
-  $("status").textContent = text.trim();
-}
-
-function announceSentences(progress) {
-  const now = performance.now();
-  if (now - (progress.announcedAt ?? progress.first) < ANNOUNCE_MS) return;
-  const from = progress.announced ?? 0;
-  const end = Math.max(...[". ", "! ", "? ", "\n"].map((mark) => progress.text.lastIndexOf(mark))) + 1;
-  if (end <= from) return;
-  announce(progress.text.slice(from, end));
-  progress.announced = end;
-  progress.announcedAt = now;
-}
+// ---- scrolling
 
 const isAtEnd = () => $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < NEAR_END;
 
