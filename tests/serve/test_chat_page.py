@@ -193,6 +193,7 @@ def test_edit_regenerate_and_branch_keep_every_version(page, source):
     page.get_by_role("button", name="Show the later messages").click()
     expect(page.locator("article")).to_have_count(4)
     page.get_by_role("button", name="Branch").click()
+    expect(page.locator("article")).to_have_count(2)
     ask(page, "third")
     assert texts(page) == ["first, edited", "another answer", "third", "another answer"]
     page.get_by_role("button", name="Previous version").last.click()

@@ -377,7 +377,7 @@ async function loadModels() {
   ({ models, prompts } = await json("models"));
   const options = () => models.map(({ id }) => element("option", { value: id }, id));
   $("model").replaceChildren(...options());
-  $("second").replaceChildren(element("option", { value: "" }, "none"), ...options());
+  $("second").replaceChildren(element("option", { value: "" }, "no second model"), ...options());
   $("second-field").hidden = models.length < 2;
   $("prompt-label").hidden = prompts.length === 0;
   $("prompt").replaceChildren(
