@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from meditron.serve.conversations import Answer, Conversations
 from scripted_chat import HOSTILE, MODELS, PromptList, ScriptedSource, chat_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -34,8 +35,13 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def address(source, tmp_path_factory):
-    with chat_server(tmp_path_factory.mktemp("data"), source, prompts=PromptList()) as address:
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def address(source, data):
+    with chat_server(data, source, prompts=PromptList()) as address:
         yield address
 
 
@@ -151,6 +157,18 @@ def test_stop_keeps_what_came_so_far_and_frees_the_model(page, source):
     assert source.closed == ["one two [slow]"]
     page.reload()
     expect(stopped.locator(".text")).to_have_text("alpha answers")
+
+
+def test_an_answer_that_a_crash_interrupted_can_be_asked_for_again(page, data, address):
+    store = Conversations(data / "chat.db")
+    name = store.create("local", "before the crash", {})
+    question = store.add_question("local", name, None, "before the crash")
+    store.add_answer("local", name, question.id, Answer(model="alpha"), None)
+    store.close()
+    page.goto(f"{address}/#{name}")
+    expect(page.locator("[data-state=interrupted]")).to_contain_text("the server ended")
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator("[data-state=done] .text").last).to_have_text("alpha answers before the crash")
 
 
 def test_closing_the_page_stops_and_stores(page, source, browser, address):

@@ -41,6 +41,10 @@ class Answers:
         task = self._tasks.get(message_id)
         return task is not None and task.cancel()
 
+    def is_running(self, message_id: int) -> bool:
+        """Return whether an answer is being generated."""
+        return message_id in self._tasks
+
     async def _generate(
         self, message: Message, call: ChatCall, events: "asyncio.Queue[Event | Message]"
     ) -> None:

@@ -180,7 +180,8 @@ async def show_conversation(request: Request) -> Response:
 
 async def _view(request: Request, name: str) -> dict[str, Any]:
     store, owner = _store(request), person_of(request).name
-    return await asyncio.to_thread(lambda: view_conversation(store.get(owner, name)))
+    conversation = await asyncio.to_thread(store.get, owner, name)
+    return await asyncio.to_thread(view_conversation, conversation, _answers(request).is_running)
 
 
 async def change_conversation(request: Request) -> Response:
@@ -304,7 +305,6 @@ async def _events(
     answers, queue = _answers(request), asyncio.Queue[Event | Message]()
     conversation = await asyncio.to_thread(_store(request).get, owner, name)
     try:
-        yield event({"view": view_conversation(conversation)}, "start")
         for message in messages:
             assert message.answer is not None  # noqa: S101  # see `_store_answers`
             call = ChatCall(
@@ -315,6 +315,7 @@ async def _events(
                 prompt=prompt,
             )
             answers.start(message, call, queue)
+        yield event({"view": view_conversation(conversation, answers.is_running)}, "start")
         running = len(messages)
         while running:
             news = await queue.get()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["export_json", "export_markdown", "file_stem", "view_conversation", "
 
 
 def view_message(message: Message, siblings: Sequence[int] = ()) -> dict[str, Any]:
-    """Return a message for the page. Answers have their text as HTML, questions are shown as they are."""
+    """Return a message for the page. Answers have their text as HTML too, questions are shown as they are."""
     view: dict[str, Any] = {
         "id": message.id,
         "parent": message.parent,
@@ -29,8 +29,17 @@ def view_message(message: Message, siblings: Sequence[int] = ()) -> dict[str, An
     return view
 
 
-def view_conversation(conversation: Conversation) -> dict[str, Any]:
-    """Return the path that is shown. The answers that end it side by side are its `columns`."""
+def view_conversation(conversation: Conversation, is_running: Callable[[int], bool]) -> dict[str, Any]:
+    """Return the path that is shown. The answers that end it side by side are its `columns`.
+
+    A pending answer that is not running was interrupted by the end of the server.
+    """
+
+    def view(message: Message) -> dict[str, Any]:
+        lost = message.state == "pending" and not is_running(message.id)
+        seen = view_message(message, siblings[message.parent])
+        return {**seen, "state": "interrupted"} if lost else seen
+
     siblings: dict[int | None, list[int]] = {}
     for message in conversation.messages:
         siblings.setdefault(message.parent, []).append(message.id)
@@ -48,8 +57,8 @@ def view_conversation(conversation: Conversation) -> dict[str, Any]:
         "leaf": conversation.leaf,
         # Messages below the end of the path, which the user has hidden by branching.
         "later": siblings[last.id][-1] if last and last.id in siblings else None,
-        "messages": [view_message(message, siblings[message.parent]) for message in path],
-        "columns": [view_message(message, siblings[message.parent]) for message in columns],
+        "messages": [view(message) for message in path],
+        "columns": [view(message) for message in columns],
     }
 
 

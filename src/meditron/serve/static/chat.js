@@ -24,10 +24,10 @@ function messageNode(message, column = false) {
   else body.innerHTML = message.html;
   const node = element(
     "article",
-    { "data-role": message.role, "data-state": shownState(message), "data-id": message.id },
+    { "data-role": message.role, "data-state": message.state, "data-id": message.id },
     element("h2", {}, answer ? answer.model : "You"),
     body,
-    answer ? noteNode(message, shownState(message)) : null,
+    answer ? noteNode(message, running.has(message.id)) : null,
     answer ? provenanceNode(message) : null,
     toolsNode(message, column),
   );
@@ -37,10 +37,6 @@ function messageNode(message, column = false) {
   }
   return node;
 }
-
-// An answer that was pending when the server ended has no task that would finish it.
-const shownState = (message) =>
-  message.state === "pending" && !running.has(message.id) ? "interrupted" : message.state;
 
 function toolsNode(message, column) {
   const tools = element("div", { className: "tools" });

@@ -2,15 +2,16 @@
 
 import { element } from "./chat_page.js";
 
-export function noteNode(message, state) {
+export function noteNode(message, isRunning) {
   const { error, hint } = message.answer;
   const notes = {
     stopped: "Stopped.",
     interrupted: "Interrupted: the server ended before the answer was complete.",
     failed: `Failed: ${error}${hint ? ` (${hint})` : ""}`,
+    pending: isRunning ? "" : "The answer is being generated in another window.",
     done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens." : error,
   };
-  const text = notes[state];
+  const text = notes[message.state];
   return text ? element("p", { className: "note" }, text) : null;
 }
 
