@@ -1,5 +1,7 @@
 """Warnings about personal health data: what is found, and that exam questions are not."""
 
+import gzip
+import json
 import time
 
 import pytest
@@ -50,6 +52,16 @@ def test_personal_health_data_is_found(text, kind, part):
 )
 def test_questions_about_medicine_are_not(text):
     assert find_health_data(text) == []
+
+
+@pytest.mark.shared
+def test_few_exam_questions_are(shared):
+    """The ones that are have an age over 89, or quote a patient: `I have cancer`."""
+    with gzip.open(shared / "data/medqa-usmle/test_4options.first1000.jsonl.gz", "rt") as file:
+        questions = [json.loads(line)["question"] for line in file]
+    found = [find_health_data(question) for question in questions]
+    assert len(questions) == 1000
+    assert sum(map(bool, found)) == 3
 
 
 def test_each_kind_is_named_once_in_the_order_of_the_text():
