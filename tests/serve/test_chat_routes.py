@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from meditron.core.disclaimer import DISCLAIMER
+from meditron.serve import chat_answers
 from meditron.serve.health_data import find_health_data
 from meditron.store.people import People
 from scripted_chat import ScriptedSource, chat_server
@@ -131,6 +132,22 @@ def test_stop_needs_the_own_answer_and_ends_the_stream(client, source):
             time.sleep(0.01)
         assert future.result()[-1][1]["state"] == "stopped"
     assert client.post(f"conversations/{name}/answers/{leaf}/stop", json={}).json() == {"stopped": False}
+
+
+def test_the_text_so_far_is_stored_while_an_answer_is_generated(client, source, monkeypatch):
+    monkeypatch.setattr(chat_answers, "_SAVE_SECONDS", 0)
+    source.script = lambda call: "so far nothing"
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(send, client, text="save me [slow]")
+        for _ in range(500):
+            found = client.get("conversations", params={"query": "so far"}).json()["conversations"]
+            if found:
+                break
+            time.sleep(0.01)
+        view = client.get(f"conversations/{found[0]['id']}").json()
+        assert (view["messages"][1]["text"], view["messages"][1]["state"]) == ("so far", "pending")
+        client.post(f"conversations/{view['id']}/answers/{view['leaf']}/stop", json={})
+        assert future.result()[-1][1]["state"] == "stopped"
 
 
 def test_exports(client, source):

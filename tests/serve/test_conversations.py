@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,7 @@ def exchange(store, owner, name, parent, question, answer, model="alpha"):
     """Store a question with its answer, and return both ids."""
     asked = store.add_question(owner, name, parent, question)
     pending = store.add_answer(owner, name, asked.id, Answer(model=model), None)
-    store.finish(pending.id, answer, "done", Answer(model=model, output_tokens=3))
+    store.save(replace(pending, text=answer, state="done", answer=Answer(model=model, output_tokens=3)))
     return asked.id, pending.id
 
 
@@ -127,14 +128,18 @@ def test_no_query_is_an_operator(store):
 
 def test_search_follows_changes(store):
     name = store.create("ann", "old title", {})
-    _, answer = exchange(store, "ann", name, None, "q", "first text")
-    store.finish(answer, "second text", "stopped", Answer(model="alpha"))
+    asked = store.add_question("ann", name, None, "q")
+    answer = store.add_answer("ann", name, asked.id, Answer(model="alpha"), None)
+    store.save(replace(answer, text="first text"))
+    assert len(store.search("ann", "first")) == 1
+    store.save(replace(answer, text="second text", state="stopped"))
+    store.save(replace(answer, text="first text, written late"))  # it has ended
     store.rename("ann", name, "new title")
     assert store.search("ann", "first") == store.search("ann", "old") == []
     assert len(store.search("ann", "second")) == len(store.search("ann", "new")) == 1
     store.delete("ann", name)
     assert store.search("ann", "second") == store.search("ann", "new") == store.newest("ann") == []
-    store.finish(answer, "late", "done", Answer(model="alpha"))  # its conversation is gone
+    store.save(replace(answer, text="late"))  # its conversation is gone
     assert store.search("ann", "late") == []
 
 

@@ -15,6 +15,8 @@ from meditron.text.chat import Message as ChatMessage
 
 __all__ = ["Answers", "Event", "chat_messages", "provenance_of"]
 
+_SAVE_SECONDS = 5.0  # a crash loses the text of so many seconds
+
 Event = tuple[str, dict[str, Any]]
 """Name and data of a server-sent event."""
 
@@ -58,6 +60,8 @@ class Answers:
                 async for piece in pieces:
                     if text := progress.add(piece):
                         events.put_nowait(("piece", {"id": message.id, "text": text}))
+                    if progress.is_save_due():
+                        await self._save(replace(message, text=progress.text))
         except asyncio.CancelledError:
             state = "stopped"
         except MeditronError as failure:
@@ -80,13 +84,19 @@ class Answers:
             error=error,
             hint=hint,
         )
-        finished = replace(message, text="".join(progress.texts), state=state, answer=answer)
-        try:
-            await asyncio.to_thread(self._store.finish, message.id, finished.text, state, answer)
-        except MeditronError as failure:  # the text is still shown
-            warn(f"an answer was not stored: {failure.message}")
-            finished = replace(finished, answer=replace(answer, error=f"not stored: {failure.message}"))
+        finished = replace(message, text=progress.text, state=state, answer=answer)
+        if problem := await self._save(finished):  # the text is still shown
+            finished = replace(finished, answer=replace(answer, error=f"not stored: {problem}"))
         events.put_nowait(finished)
+
+    async def _save(self, message: Message) -> str | None:
+        """Store an answer so far, and return what went wrong."""
+        try:
+            await asyncio.to_thread(self._store.save, message)
+        except MeditronError as failure:
+            warn(f"an answer was not stored: {failure.message}")
+            return failure.message
+        return None
 
 
 @dataclass(slots=True)
@@ -95,10 +105,23 @@ class _Progress:
 
     texts: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
     first_token_seconds: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     finish: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.texts)
+
+    def is_save_due(self) -> bool:
+        """Return whether the text was not stored for some seconds; they begin again if so."""
+        due = time.monotonic() - self.saved >= _SAVE_SECONDS
+        if due:
+            self.saved = time.monotonic()
+        return due
 
     def add(self, piece: ChatPiece) -> str:
         """Add a piece, and return its text to show."""

@@ -6,7 +6,7 @@ refused with status 409 and `{"findings": […]}` until the request says `"confi
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial, wraps
 from typing import Annotated, Any, Protocol, TypeVar
@@ -300,7 +300,7 @@ def _store_answers(
 
 async def _events(
     request: Request, owner: str, name: str, asked: int, messages: list[Message], prompt: PromptUse | None
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the answers as server-sent events: `start`, `piece` for each piece, `done` for each answer."""
     answers, queue = _answers(request), asyncio.Queue[Event | Message]()
     conversation = await asyncio.to_thread(_store(request).get, owner, name)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from meditron.core.errors import SourceError, UsageError
 from meditron.store.database import Database
@@ -284,16 +284,17 @@ class Conversations:
             raise UsageError("an answer follows a question")
         return self._add(owner, name, parent, "assistant", "", "pending", turn, answer)
 
-    def finish(self, message_id: int, text: str, state: State, answer: Answer) -> None:
-        """Store the end of an answer. One whose conversation was deleted meanwhile is dropped."""
-        if state not in get_args(State):
-            raise ValueError(state)
+    def save(self, message: Message) -> None:
+        """Store the text and state of a pending answer. If it has ended or was deleted, do nothing."""
+        answer = None if message.answer is None else json.dumps(asdict(message.answer))
         with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE message SET text = ?, state = ?, answer = ? WHERE id = ?",
-                (text, state, json.dumps(asdict(answer)), message_id),
-            )
-            connection.execute("UPDATE message_words SET text = ? WHERE rowid = ?", (text, message_id))
+            changed = connection.execute(
+                "UPDATE message SET text = ?, state = ?, answer = ? WHERE id = ? AND state = 'pending'",
+                (message.text, message.state, answer, message.id),
+            ).rowcount
+            if changed:
+                statement = "UPDATE message_words SET text = ? WHERE rowid = ?"
+                connection.execute(statement, (message.text, message.id))
 
     def _add(
         self,
