@@ -37,7 +37,7 @@ MODELS = (
 
 
 class ScriptedSource:
-    """Answers each question by the script; `[slow]` in it waits between the words until it is stopped."""
+    """Answers by the script, a token per word; after two words of a `[slow]` question it waits for its end."""
 
     def __init__(self, models: Sequence[ModelInfo] = MODELS) -> None:
         self.models = models
@@ -66,7 +66,8 @@ class ScriptedSource:
         except (asyncio.CancelledError, GeneratorExit):
             self.closed.append(question)
             raise
-        yield ChatPiece(finish="stop", input_tokens=20, output_tokens=len(words))
+        read = sum(len(message["content"].split()) for message in call.messages)
+        yield ChatPiece(finish="stop", input_tokens=read, output_tokens=len(words))
 
 
 class Policy:

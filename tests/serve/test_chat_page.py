@@ -128,8 +128,8 @@ def test_a_question_is_answered_with_provenance_under_the_advisory(page):
         "no sources",
     ):
         expect(answer.locator(".provenance")).to_contain_text(fact)
-    expect(answer.locator(".gauge")).to_contain_text(re.compile(r"5 tokens.*25 of 400 tokens of context"))
-    expect(page.locator("#context")).to_contain_text("Context 6 %")
+    expect(answer.locator(".gauge")).to_contain_text(re.compile(r"5 tokens.*8 of 400 tokens of context"))
+    expect(page.locator("#context")).to_contain_text("Context 2 %")
     advisory = page.get_by_role("note")
     expect(advisory).to_contain_text("For research only")
     assert advisory.get_by_role("button").count() == 0

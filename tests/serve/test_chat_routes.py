@@ -70,6 +70,23 @@ def test_an_empty_answer_is_not_sent_to_the_model_again(client, source):
     ]
 
 
+def test_the_oldest_turns_are_left_out_when_the_context_is_full(client, source):
+    source.script = lambda call: " ".join(["word"] * 150)
+    view, leaf, sent = None, None, []
+    for number in range(4):
+        events = send(client, conversation=view and view["id"], parent=leaf, text=f"question {number}")
+        view = view or events[0][1]["view"]
+        leaf = events[-1][1]["id"]
+        sent.append([m["content"][-1] for m in source.calls[-1].messages if m["role"] == "user"])
+    # 152 tokens for a turn, and a context of 400, of which half is for the answer.
+    assert sent == [["0"], ["0", "1"], ["1", "2"], ["2", "3"]]
+    messages = client.get(f"conversations/{view['id']}").json()["messages"]
+    assert [message["answer"]["left_out"] for message in messages[1::2]] == [0, 0, 1, 2]
+    # With a small answer there is more space.
+    send(client, conversation=view["id"], parent=leaf, text="last", sampling={"max_tokens": 20})
+    assert source.calls[-1].messages[0]["content"] == "question 2"
+
+
 def test_health_data_is_neither_stored_nor_sent_before_it_is_confirmed(client, source):
     text = "MRN 12345678: which dose?"
     before, calls = client.get("conversations").json(), len(source.calls)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
-from meditron.serve.conversations import Conversation, Conversations, Message, State
+from meditron.serve.conversations import Answer, Conversation, Conversations, Message, State
 from meditron.serve.state import ChatCall, ChatPiece, ChatSource, ModelInfo
 from meditron.text.chat import Message as ChatMessage
 
@@ -137,19 +137,46 @@ class _Progress:
         return text
 
 
-def chat_messages(conversation: Conversation, question: int, system: str) -> list[ChatMessage]:
-    """Return what a model is asked: the system prompt and the path to a question.
+def chat_messages(conversation: Conversation, question: int, answer: Answer) -> tuple[list[ChatMessage], int]:
+    """Return what a model is asked, and the number of oldest turns that are left out.
 
-    Questions whose answer is empty, because it failed or was stopped, are left out: chat templates need
-    answers with text.
+    Turns with an empty answer, which failed or was stopped, are not sent: chat templates need answers with
+    text. The oldest ones are left out until the context has space for the answer: `max_tokens` tokens, or
+    half of the context if that is less. The number of tokens is estimated from that of the last answer.
+
+    Args:
+        conversation: The conversation.
+        question: Id of the message to answer.
+        answer: The model, its context and the settings of the answer.
     """
     path = conversation.path(question)
-    messages: list[ChatMessage] = [{"role": "system", "content": system}] if system.strip() else []
-    for asked, answered in zip(path[:-1:2], path[1::2], strict=True):
-        if answered.text.strip():
-            messages.append({"role": "user", "content": asked.text})
-            messages.append({"role": "assistant", "content": answered.text})
-    return [*messages, {"role": "user", "content": path[-1].text}]
+    turns = [turn for turn in zip(path[:-1:2], path[1::2], strict=True) if turn[1].text.strip()]
+    start, rate = _last_prompt(turns)
+    if context := answer.provenance.get("context"):
+        space = context - min(answer.sampling.get("max_tokens") or context, context // 2)
+        new = len(answer.system) + len(path[-1].text)
+        while start < len(turns) and rate * (new + _characters(turns[start:])) > space:
+            start += 1
+    sent = [*(message for turn in turns[start:] for message in turn), path[-1]]
+    messages: list[ChatMessage] = [{"role": message.role, "content": message.text} for message in sent]
+    if answer.system.strip():
+        messages.insert(0, {"role": "system", "content": answer.system})
+    return messages, start
+
+
+def _last_prompt(turns: Sequence[tuple[Message, Message]]) -> tuple[int, float]:
+    """Return the first turn of the last prompt, and its number of tokens per character."""
+    for number, (_, answered) in reversed([*enumerate(turns, 1)]):
+        made = answered.answer
+        if made is not None and made.input_tokens is not None:
+            tokens = made.input_tokens + (made.output_tokens or 0)
+            characters = len(made.system) + _characters(turns[made.left_out : number])
+            return made.left_out, tokens / max(1, characters)
+    return 0, 0.0
+
+
+def _characters(turns: Sequence[tuple[Message, Message]]) -> int:
+    return sum(len(asked.text) + len(answered.text) for asked, answered in turns)
 
 
 def provenance_of(models: Sequence[ModelInfo], name: str) -> dict[str, Any]:

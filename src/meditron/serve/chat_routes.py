@@ -7,7 +7,7 @@ refused with status 409 and `{"findings": […]}` until the request says `"confi
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial, wraps
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -306,15 +306,13 @@ async def _events(
     conversation = await asyncio.to_thread(_store(request).get, owner, name)
     try:
         for message in messages:
-            assert message.answer is not None  # noqa: S101  # see `_store_answers`
+            made = message.answer
+            assert made is not None  # noqa: S101  # see `_store_answers`
+            sent, left_out = chat_messages(conversation, asked, made)
             call = ChatCall(
-                model=message.answer.model,
-                messages=chat_messages(conversation, asked, message.answer.system),
-                sampling=message.answer.sampling,
-                person=owner,
-                prompt=prompt,
+                model=made.model, messages=sent, sampling=made.sampling, person=owner, prompt=prompt
             )
-            answers.start(message, call, queue)
+            answers.start(replace(message, answer=replace(made, left_out=left_out)), call, queue)
         yield event({"view": view_conversation(conversation, answers.is_running)}, "start")
         running = len(messages)
         while running:

@@ -69,6 +69,8 @@ class Answer:
     system: str = ""
     prompt: Mapping[str, str] | None = None
     """Name, version and label of the stored prompt that the system prompt was taken from."""
+    left_out: int = 0
+    """Number of the oldest questions that the model did not get, because the context was full."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """The model's quantization, SHA-256, base model, knowledge cut-off, context length, at that time."""
     input_tokens: int | None = None

@@ -11,7 +11,9 @@ export function noteNode(message, isRunning) {
     pending: isRunning ? "" : "The answer is being generated in another window.",
     done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens." : error,
   };
-  const text = notes[message.state];
+  const left = message.answer.left_out;
+  const full = left ? `The context is full: the oldest ${left > 1 ? `${left} questions were` : "question was"} left out.` : "";
+  const text = [notes[message.state], full].filter(Boolean).join(" ");
   return text ? element("p", { className: "note" }, text) : null;
 }
 
