@@ -37,7 +37,7 @@ MODELS = (
 
 
 class ScriptedSource:
-    """Answers by the script, a token per word; after two words of a `[slow]` question it waits for its end."""
+    """Answers by the script, a token per word. A `[slow]` answer stands still after two words."""
 
     def __init__(self, models: Sequence[ModelInfo] = MODELS) -> None:
         self.models = models
