@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from meditron.core.errors import InputError, StorageError
 from meditron.store.files import make_folder, translate_write_errors
@@ -20,7 +20,8 @@ class Database:
     """A SQLite file. One connection, used by one thread at a time.
 
     Each migration is a script that brings the file from the version before to its own; `user_version` counts
-    them. Only the owner can read the file.
+    them. Only the owner can read the file. Deleted rows are overwritten, and `compact` removes them from the
+    files beside it.
     """
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
@@ -35,7 +36,11 @@ class Database:
         make_folder(path.parent)
         with translate_write_errors(path):
             # Created with its mode, so that it is never readable for others, not even for a moment.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
         with self._named_errors():
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -53,6 +58,7 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA secure_delete = ON")
         with self._begin():
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > len(migrations):
@@ -78,8 +84,31 @@ class Database:
             yield self._connection
 
     @contextmanager
-    def _begin(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for queries that see one state of the file and wait for no writer.
+
+        Raises:
+            StorageError: another process holds the file.
+            InputError: the file is damaged.
+        """
+        with self._lock, self._named_errors(), self._begin("DEFERRED"):
+            yield self._connection
+
+    def compact(self) -> None:
+        """Remove deleted rows from all files of the database, and give their space back.
+
+        Raises:
+            StorageError: the disk is full, or another process holds the file.
+            InputError: the file is damaged.
+        """
+        with self._lock, self._named_errors():
+            self._connection.execute("VACUUM")
+            # The log of writes has the rows as they were before they were deleted.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def _begin(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
+        self._connection.execute(f"BEGIN {kind}")
         try:
             yield
             self._connection.execute("COMMIT")
