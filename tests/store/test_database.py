@@ -22,11 +22,27 @@ CREATE TRIGGER logged AFTER INSERT ON note BEGIN
 END;
 """
 ADD = "ALTER TABLE note ADD COLUMN person TEXT;"
+WRITER = """
+import sys
+from pathlib import Path
+from meditron.store.database import Database
+_, path, name, migration = sys.argv
+with Database(Path(path), [migration]) as database:
+    for number in range(10):
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO note (text) VALUES (?)", (f"{name}{number}",))
+"""
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "notes.db"
+
+
+def _fail_in_a_transaction(database: Database, error: type[BaseException]) -> None:
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO note (text) VALUES ('lost')")
+        raise error
 
 
 def rows(path: Path, query: str = "SELECT text FROM note ORDER BY id") -> list[tuple]:
@@ -49,7 +65,7 @@ def test_each_migration_is_applied_once(path: Path) -> None:
 def test_a_failed_migration_leaves_the_file_as_it_was(path: Path) -> None:
     Database(path, [CREATE]).close()
     with pytest.raises(StorageError, match=f"{path}: no such table: nowhere"):
-        Database(path, [CREATE, ADD + "DELETE FROM nowhere;"])
+        Database(path, [CREATE, f"{ADD} DROP TABLE nowhere;"])
     assert rows(path, "PRAGMA user_version") == [(1,)]
     Database(path, [CREATE, ADD]).close()
 
@@ -64,9 +80,8 @@ def test_a_file_of_a_newer_program_is_refused(path: Path) -> None:
 def test_an_exception_rolls_back_and_the_database_stays_usable(path: Path) -> None:
     with Database(path, [CREATE]) as database:
         for error in (RuntimeError, KeyboardInterrupt):
-            with pytest.raises(error), database.transaction() as connection:
-                connection.execute("INSERT INTO note (text) VALUES ('lost')")
-                raise error
+            with pytest.raises(error):
+                _fail_in_a_transaction(database, error)
         with database.transaction() as connection:
             connection.execute("INSERT INTO note (text) VALUES ('kept')")
         with pytest.raises(sqlite3.IntegrityError), database.transaction() as connection:
@@ -91,13 +106,8 @@ def test_threads_take_turns(path: Path) -> None:
 
 
 def test_processes_that_open_a_new_file_at_once_all_write_to_it(path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from meditron.store.database import Database\n"
-        f"with Database(Path(sys.argv[1]), [{CREATE!r}]) as d:\n"
-        "    for n in range(10):\n"
-        "        with d.transaction() as c: c.execute('INSERT INTO note (text) VALUES (?)', (sys.argv[2]+str(n),))\n"
-    )
-    children = [subprocess.Popen([sys.executable, "-c", script, path, f"{n}-"]) for n in range(3)]
+    command = [sys.executable, "-c", WRITER, path]
+    children = [subprocess.Popen([*command, f"{number}-", CREATE]) for number in range(3)]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     assert len(rows(path)) == 30
 

@@ -85,7 +85,7 @@ def test_a_file_of_one_line_is_a_key_with_every_role(path: Path) -> None:
         (table("alice") + table("alice"), "alice"),
         (table("alice") + table("alice").replace("[alice]", "[carol]"), "(carol): has the key of alice"),
         ("x = " + "[" * 5000 + "\n\n[", "recursion"),
-        ("\0\n[", "llegal"),
+        ("\0\n[", "nvalid"),
         ("x" * (1 << 20) + "\n", "more than 1,048,576 bytes"),
     ],
 )
