@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 from meditron.core.errors import InputError, RoleError
 from meditron.store.files import translate_read_errors
 
-__all__ = ["ROLES", "People", "Person", "Role"]
+__all__ = ["ROLES", "People", "Person", "Role", "is_person_name"]
 
 Role = Literal["chat", "edit", "label", "review", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -28,6 +28,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_BYTES = 1 << 20
 _SHORTEST_KEY = 16  # characters; shorter keys can be guessed
+
+
+def is_person_name(text: str) -> bool:
+    """Return whether a text can be the name of a person."""
+    return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def _checked_key(path: Path, key: str) -> str:
 
 
 def _read_person(path: Path, name: str, table: Any) -> tuple[str, Person]:  # noqa: ANN401  # a TOML value
-    if not _NAME.fullmatch(name) or not isinstance(table, dict):
+    if not is_person_name(name) or not isinstance(table, dict):
         raise InputError(
             path, "names have lower-case letters, digits, '.', '_', '-', and a table", place=name
         )

@@ -44,6 +44,15 @@ class PromptText(Config):
     messages: tuple[PromptMessage, ...] = Field(default=(), max_length=_MAX_MESSAGES)
     """Messages before the user's: solved examples, or a question with variables."""
 
+    @classmethod
+    def checked(cls, fields: Mapping[str, object]) -> Self:
+        """Return the prompt with these fields, which a user gave; UsageError if there can be none."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            place, problem = first_problem(error, root="prompt")
+            raise UsageError(f"{place}: {problem.removeprefix('Value error, ')}") from error
+
     @field_validator("system")
     @classmethod
     def _normalize_system(cls, text: str) -> str:
