@@ -14,6 +14,7 @@ from meditron.store.files import make_folder, translate_write_errors
 __all__ = ["Database"]
 
 _BUSY_SECONDS = 10.0  # wait for another process that writes
+_FREE_SHARE = 4  # `compact` rewrites a file if more than one of so many pages is free
 
 
 class Database:
@@ -94,17 +95,26 @@ class Database:
         with self._lock, self._named_errors(), self._begin("DEFERRED"):
             yield self._connection
 
-    def compact(self) -> None:
+    def compact(self) -> bool:
         """Remove deleted rows from all files of the database, and give their space back.
+
+        Returns:
+            False if a reader still needs the rows, so that they are still in the log of writes.
 
         Raises:
             StorageError: the disk is full, or another process holds the file.
             InputError: the file is damaged.
         """
         with self._lock, self._named_errors():
-            self._connection.execute("VACUUM")
-            # The log of writes has the rows as they were before they were deleted.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            [pages], [free] = (
+                self._connection.execute(f"PRAGMA {name}").fetchone()
+                for name in ("page_count", "freelist_count")
+            )
+            # Deleted rows are overwritten in any case; to rewrite the file is worth it for much free space.
+            if free * _FREE_SHARE > pages:
+                self._connection.execute("VACUUM")
+            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not busy
 
     @contextmanager
     def _begin(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
