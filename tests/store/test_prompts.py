@@ -151,9 +151,16 @@ def test_the_prompts_of_the_package_are_listed_and_cannot_be_changed(store: Prom
     store.add_score("one-shot-medical", score, BOTH)
     assert store.scores("one-shot-medical") == [score]
     assert store.find("one-shot-medical").version == one.version
-    assert [entry[:3] for entry in store.list_prompts()] == [
-        ("one-shot-medical", "latest", one.version),
-        ("zero-shot-medical", "latest", zero.version),
+
+
+def test_system_texts_are_listed_for_the_chat_page(triage: PromptStore) -> None:
+    triage.label("triage", "production", ONE.version, LABELLER)
+    triage.add("with-variable", PromptText(system="{{x}}"), EDITOR)
+    zero = triage.find("zero-shot-medical")
+    assert triage.list_prompts() == [
+        ("triage", "latest", THREE.version, THREE.system),
+        ("triage", "production", ONE.version, ONE.system),
+        ("zero-shot-medical", "latest", zero.version, zero.text.system),
     ]
 
 

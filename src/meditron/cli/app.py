@@ -20,6 +20,7 @@ from meditron.cli.explain import explain
 from meditron.cli.generate import generate
 from meditron.cli.imatrix import imatrix
 from meditron.cli.inspect import inspect
+from meditron.cli.logs import LOGS
 from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
 from meditron.cli.plan import plan
@@ -67,6 +68,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
 
 GROUPS: Mapping[str, tuple[str, Mapping[str, Callable[..., int | None]]]] = {
     "prompts": ("Versions, labels and scores of stored prompts.", PROMPTS),
+    "logs": ("The request log and the audit log of the server.", LOGS),
 }
 """Name of a group of commands → its help, and its commands by name."""
 

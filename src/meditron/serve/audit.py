@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from meditron.store.files import (
 )
 from meditron.store.prompts import utc_now
 
-__all__ = ["AUDIT_FILE", "AuditHead", "AuditLog", "AuditReport", "verify_audit"]
+__all__ = ["AUDIT_FILE", "AuditHead", "AuditLog", "AuditReport", "last_events", "verify_audit"]
 
 AUDIT_FILE = "audit.jsonl"
 _ROTATED = re.compile(r"audit\.(\d{12})\.jsonl")
@@ -219,6 +220,23 @@ def verify_audit(folder: Path, *, expected_head: str | None = None) -> AuditRepo
     return chain.report(None)
 
 
+def last_events(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return the last events of the newest file, oldest first, without checking the chain.
+
+    Raises:
+        SourceError: there is no audit log.
+    """
+    path = folder / AUDIT_FILE
+    if not path_exists(path):
+        raise SourceError(f"{folder}: no audit log", hint="--data names the folder of the server's data")
+    with translate_read_errors(path), path.open("rb") as lines:
+        newest = deque((line for line in lines if line.endswith(b"\n")), maxlen=count)
+    try:
+        return [json.loads(line) for line in newest]
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, f"a line is damaged: {error}", hint="--verify names it") from error
+
+
 class _Chain:
     """The lines read so far."""
 
@@ -307,5 +325,7 @@ def _head_of(line: bytes, path: Path) -> AuditHead:
 
 
 def _rotated_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     with translate_read_errors(folder):
         return sorted(path for path in folder.iterdir() if _ROTATED.fullmatch(path.name))

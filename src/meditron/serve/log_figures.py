@@ -114,9 +114,7 @@ def _groups(rows: Sequence[Any], scores: Mapping[str, Any], key: Any) -> list[Gr
     return [_group(name, group, scores) for name, group in sorted(named, key=lambda each: -len(each[1]))]
 
 
-def _group(
-    name: str, rows: Sequence[Any], scores: Mapping[str, Sequence[tuple[str, float]]]
-) -> GroupFigures:
+def _group(name: str, rows: Sequence[Any], scores: Mapping[str, Sequence[tuple[str, float]]]) -> GroupFigures:
     by_name: dict[str, list[float]] = {}
     for row in rows:
         for score, value in scores.get(row["id"], ()):

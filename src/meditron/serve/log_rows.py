@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
 from meditron.core.errors import SourceError, UsageError
@@ -26,6 +27,8 @@ _SCORE_NAME = re.compile(r"[a-z][a-z0-9._-]{0,31}")
 _SCORES = {"thumbs": (-1.0, 1.0), "rating": (1.0, 2.0, 3.0, 4.0, 5.0)}
 _WORD = re.compile(r'"([^"]*)"(\*?)|(\S+)')
 _PAGE = 500
+_AGE = re.compile(r"(\d{1,6})([mhd])")
+_UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,23 @@ class LogFilter:
             raise UsageError(f"status '{self.status}': it is ok, error, or an HTTP status such as 429")
         values.append(int(self.status))
         return ["status = ?"]
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Return a time in seconds since 1970: `2026-11-30`, `2026-11-30T08:00` (UTC), or an age such as `24h`.
+
+    Raises:
+        UsageError: the text is no time.
+    """
+    if match := _AGE.fullmatch(text):
+        return now - int(match[1]) * _UNITS[match[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"'{text}' is no time", hint="2026-11-30, 2026-11-30T08:00, or an age: 24h, 7d"
+        ) from error
 
 
 def read_rows(

@@ -3,12 +3,15 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from meditron.core.console import warn
 from meditron.serve.config import ServeConfig
 from meditron.store.people import People
 from meditron.text.chat import Message
+
+if TYPE_CHECKING:
+    from meditron.serve.records import Records
 
 __all__ = [
     "ChatCall",
@@ -138,6 +141,9 @@ class ServeState:
     people: People
     observers: list[Callable[[Exchange], None]] = field(default_factory=list)
     """Called after every exchange, from the event loop's thread; they must return at once."""
+
+    records: "Records | None" = None
+    """Stored prompts and logs, open while the server runs."""
 
     def report(self, exchange: Exchange) -> None:
         """Tell the observers about a finished exchange. A failing observer never fails the request."""

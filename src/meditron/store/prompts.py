@@ -177,11 +177,16 @@ class PromptStore:
         raise SourceError(f"{name} has no label '{label}'", hint=f"labels: {known}")
 
     def list_prompts(self) -> list[tuple[str, str, str, str]]:
-        """Return (name, label, hash, text) of every labelled version, by name and label."""
+        """Return (name, label, hash, system text) of the labelled versions that are a system text alone.
+
+        A version with messages or variables is left out: its system text is only a part of it.
+        """
         return [
-            (name, label, version, self._read(name, version).as_text())
+            (name, label, version, text.system)
             for name in self.names()
             for label, version in sorted(self.labels(name).items())
+            for text in [self._read(name, version)]
+            if not text.messages and not text.variables
         ]
 
     def add(
