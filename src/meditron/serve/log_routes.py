@@ -213,10 +213,9 @@ async def replay(request: Request) -> Response:
     pieces = [piece async for piece in state_of(request).models.stream(call)]
     text = "".join(piece.text for piece in pieces)
     await asyncio.to_thread(records.log.flush)
-    replays = await asyncio.to_thread(replays_of, records.reader, row.id)
     return JSONResponse(
         {
-            "id": replays[-1].id if replays else None,
+            "id": call.id,
             "replay_of": row.id,
             "model": body.model,
             "prompt": f"{call.prompt.name}@{call.prompt.version}" if call.prompt else None,

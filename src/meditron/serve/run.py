@@ -18,9 +18,10 @@ from meditron.serve.app import build_app
 from meditron.serve.config import ServeConfig
 from meditron.serve.local_model import LocalModel
 from meditron.serve.models import ModelPool
+from meditron.serve.records import open_records
 from meditron.serve.state import ServeState
 from meditron.serve.upstream import Upstream
-from meditron.store.files import make_folder
+from meditron.store.files import data_folder, make_folder
 from meditron.store.people import People
 
 __all__ = ["run_server"]
@@ -67,8 +68,9 @@ def run_server(
         pool.report = state.report
         host, number = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
-        announce(url, [model.id for model in pool.list_models()])
-        return asyncio.run(_serve(state, pool, listener))
+        with open_records(state):
+            announce(url, [model.id for model in pool.list_models()])
+            return asyncio.run(_serve(state, pool, listener))
 
 
 async def _serve(state: ServeState, pool: ModelPool, listener: socket.socket) -> int:
@@ -145,8 +147,4 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _data_folder(config: ServeConfig) -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
-    folder = config.data or base / "meditron"
-    make_folder(folder)
-    return folder
+    return make_folder(config.data or data_folder())

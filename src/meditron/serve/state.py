@@ -1,5 +1,6 @@
 """What the parts of the server share: models, calls, pieces of answers, finished exchanges."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,13 @@ __all__ = [
     "ModelInfo",
     "PromptUse",
     "ServeState",
+    "new_request_id",
 ]
+
+
+def new_request_id() -> str:
+    """Return a random id of a request."""
+    return f"gen-{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,8 @@ class ChatCall:
     prompt: PromptUse | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=new_request_id)
+    """Id of the request in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
