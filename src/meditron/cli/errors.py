@@ -57,6 +57,7 @@ EXTRAS = {
     "uvicorn": "serve",
     "markdown_it": "serve",
     "nh3": "serve",
+    "opentelemetry": "otlp",
 }
 """Import name of a library → the extra that installs it."""
 

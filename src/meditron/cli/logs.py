@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from meditron.cli.options import ActingAs, DataFolder, Json, acting_person, print_json
+from meditron.cli.options import (
+    ActingAs,
+    DataFolder,
+    Json,
+    PromptsFolder,
+    acting_person,
+    parse_pairs,
+    print_json,
+)
 from meditron.core.console import info, sanitize_terminal
 from meditron.core.errors import MeditronError, SourceError
 
@@ -220,6 +228,67 @@ def score_request(
         info(f"{row.id}: {name} {value:g}")
 
 
+def replay_request(
+    request: _Id,
+    /,
+    *,
+    model: Annotated[
+        str,
+        Parameter(
+            help="MODEL that answers: a stage of a run, an HF folder, a .gguf file, or a running server: "
+            "api:http://host:port/v1#model."
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        Parameter(help="Stored prompt in place of the request's: NAME, NAME@LABEL or NAME@HASH."),
+    ] = None,
+    variable: Annotated[
+        tuple[str, ...], Parameter(help="NAME=VALUE: value of a variable of the prompt; repeatable.")
+    ] = (),
+    prompts: PromptsFolder = None,
+    data: DataFolder = None,
+    person: ActingAs = None,
+    as_json: Json = False,
+) -> None:
+    """Answer the messages of a request again, by another model or with another prompt.
+
+    The request's texts must be stored (serve --log-content). The new answer becomes a row of the log, which
+    is linked to the request.
+
+    For example:
+
+        meditron logs replay gen-5f0c --model runs/quickstart/quantize:Q4_K_M --prompt triage@latest
+    """
+    from meditron.serve.log_rows import find_row
+    from meditron.serve.replays import answer_replay, replay_call
+    from meditron.serve.request_log import RequestLog
+    from meditron.store.prompts import PromptStore
+
+    with open_log(data) as (database, folder):
+        row = find_row(database, request)
+    call = replay_call(
+        row,
+        PromptStore(folder / "prompts" if prompts is None else prompts),
+        model=model,
+        person=acting_person(person, None).name,
+        prompt=prompt,
+        variables=parse_pairs("--variable", variable),
+    )
+    exchange = answer_replay(call)
+    with RequestLog(folder, content=True, retention_days=None) as log:
+        log(exchange)
+    original, answer = "\n\n".join(row.answers or ()), "\n\n".join(exchange.answers)
+    used = f"{call.prompt.name}@{call.prompt.version}" if call.prompt else None
+    if as_json:
+        fields = {"id": exchange.id, "replay_of": row.id, "model": model, "prompt": used}
+        print_json({**fields, "original": original, "answer": answer})
+        return
+    _print(f"[{row.model}{f', {row.prompt}' if row.prompt else ''}]\n{original}\n")
+    _print(f"[{model}{f', {used}' if used else ''}]\n{answer}")
+    info(f"{exchange.id}, a replay of {row.id}")
+
+
 def show_audit(
     *,
     verify: Annotated[
@@ -263,6 +332,7 @@ LOGS: Mapping[str, Callable[..., int | None]] = {
     "show": show_request,
     "export": export_requests,
     "score": score_request,
+    "replay": replay_request,
     "audit": show_audit,
 }
 """Name of a command → its function."""

@@ -76,9 +76,9 @@ class LogRow:
     scores: tuple[LogScore, ...] = ()
 
     @classmethod
-    def from_database(cls, row: sqlite3.Row) -> Self:
-        """Return the row of a query of all columns."""
-        values = dict(row)
+    def from_columns(cls, columns: Mapping[str, Any]) -> Self:
+        """Return the row with these columns of the file."""
+        values = dict(columns)
         for name in ("sampling", "tags", "metadata", "messages", "answers"):
             values[name] = None if values[name] is None else json.loads(values[name])
         values["tags"] = tuple(values["tags"])
@@ -192,7 +192,7 @@ def read_rows(
                 f"SELECT * FROM request WHERE {where} AND number < ? ORDER BY number DESC LIMIT ?",  # noqa: S608
                 [*values, before if before is not None else 1 << 62, page],
             ).fetchall()
-            shown = [_with_scores(connection, LogRow.from_database(row)) for row in found]
+            shown = [_with_scores(connection, LogRow.from_columns(dict(row))) for row in found]
         yield from shown
         if len(shown) < page:
             return
@@ -221,14 +221,14 @@ def find_row(database: Database, request: str) -> LogRow:
             raise SourceError(f"no request '{request}' in the log")
         if len(found) == 2 and found[0]["id"] != request:
             raise SourceError(f"several requests have ids that begin with '{request}'")
-        return _with_scores(connection, LogRow.from_database(found[0]))
+        return _with_scores(connection, LogRow.from_columns(dict(found[0])))
 
 
 def replays_of(database: Database, request: str) -> list[LogRow]:
     """Return the replays of a request, oldest first."""
     with database.snapshot() as connection:
         found = connection.execute("SELECT * FROM request WHERE replay_of = ? ORDER BY number", (request,))
-        return [_with_scores(connection, LogRow.from_database(row)) for row in found.fetchall()]
+        return [_with_scores(connection, LogRow.from_columns(dict(row))) for row in found.fetchall()]
 
 
 def check_score(name: str, value: float) -> None:

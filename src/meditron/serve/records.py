@@ -1,20 +1,17 @@
 """What the server keeps beside its models: stored prompts, the request log, the audit log."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from meditron.core.console import info
 from meditron.core.errors import UsageError
 from meditron.serve.audit import AuditLog
 from meditron.serve.background import BackgroundWriter
 from meditron.serve.request_log import RequestLog, open_log_file
+from meditron.serve.state import Exchange, ServeState
 from meditron.store.database import Database
 from meditron.store.prompts import PromptStore
-
-if TYPE_CHECKING:
-    from meditron.serve.state import Exchange, ServeState
 
 __all__ = ["Records", "open_records", "records_of"]
 
@@ -32,7 +29,7 @@ class Records:
     audit: AuditLog
     audit_writer: BackgroundWriter[_Event]
 
-    def audit_request(self, exchange: "Exchange") -> None:
+    def audit_request(self, exchange: Exchange) -> None:
         """Put a request into the audit log, without its texts; an observer of exchanges."""
         fields = {
             "person": exchange.person,
@@ -49,7 +46,7 @@ class Records:
 
 
 @contextmanager
-def open_records(state: "ServeState") -> Iterator[Records]:
+def open_records(state: ServeState) -> Iterator[Records]:
     """Open the logs of a server, record its requests until the end of the block, and close them.
 
     The hash at the end of the audit log is printed at the beginning and at the end.
@@ -80,7 +77,14 @@ def open_records(state: "ServeState") -> Iterator[Records]:
             audit_writer=writer,
         )
         records.audit_event("setting", setting="log_content", value=config.log_content)
-        observers = [log, records.audit_request]
+        observers: list[Callable[[Exchange], None]] = [log, records.audit_request]
+        if config.otlp is not None:
+            # The libraries are imported only for a server that uses them.
+            from meditron.serve.otlp import SpanExport
+
+            spans = SpanExport(config.otlp, content=config.log_content)
+            stack.callback(spans.close)
+            observers.append(spans)
         state.records = records
         state.observers += observers
         try:
@@ -91,7 +95,7 @@ def open_records(state: "ServeState") -> Iterator[Records]:
             state.records = None
 
 
-def records_of(state: "ServeState") -> Records:
+def records_of(state: ServeState) -> Records:
     """Return the open logs and prompts of a server; UsageError if it keeps none."""
     if state.records is None:
         raise UsageError("this server keeps no prompts and no logs")

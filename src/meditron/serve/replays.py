@@ -1,16 +1,20 @@
 """Replays: the messages of a logged request, answered again by another model or with another prompt."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meditron.core.errors import UsageError
+from meditron.model.sampling import SamplingConfig
 from meditron.serve.log_rows import LogRow
-from meditron.serve.state import ChatCall, PromptUse
+from meditron.serve.state import ChatCall, Exchange, PromptUse
 from meditron.store.prompts import PromptStore, StoredPrompt
+from meditron.text.base_prompt import NEXT_QUESTION, render_base_prompt
 from meditron.text.chat import Message
 
-__all__ = ["replay_call"]
+__all__ = ["answer_replay", "replay_call"]
 
+_LOCAL_SETTINGS = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed"})
 _SETTINGS = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "stop"),
@@ -66,6 +70,46 @@ def replay_call(
         prompt=use,
         tags=row.tags,
         metadata={LogRow.REPLAY_KEY: row.id},
+    )
+
+
+def answer_replay(call: ChatCall) -> Exchange:
+    """Answer a call in this process, without a server, and return it as an exchange for the log.
+
+    Settings that only the server has, such as penalties, are left out.
+
+    Raises:
+        UsageError, SourceError, InputError, EngineError: as of `meditron.engine.load_generator`.
+    """
+    from meditron.engine import load_generator
+    from meditron.engine.conversation import Chat
+
+    # A server reads negative numbers as no limit.
+    settings = {
+        name: value for name, value in call.sampling.items() if name in _LOCAL_SETTINGS and value >= 0
+    }
+    started, clock = time.time(), time.monotonic()
+    with load_generator(call.model) as engine:
+        raw = not Chat(engine).has_chat_template
+        prompt = render_base_prompt(call.messages) if raw else list(call.messages)
+        reply = engine.generate(prompt, raw=raw, **SamplingConfig(**settings).generate_arguments)
+        done = (reply.end_before(NEXT_QUESTION) if raw else reply).finish()
+    return Exchange(
+        id=call.id,
+        started=started,
+        seconds=time.monotonic() - clock,
+        endpoint=call.endpoint,
+        model=call.model,
+        person=call.person,
+        status=200,
+        output_tokens=done.tokens,
+        finish="length" if done.stop in ("length", "context") else "stop",
+        sampling=settings,
+        prompt=call.prompt,
+        tags=call.tags,
+        metadata=call.metadata,
+        messages=call.messages,
+        answers=(done.text.strip(),),
     )
 
 

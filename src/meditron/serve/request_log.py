@@ -17,16 +17,18 @@ from meditron.serve.log_rows import LogRow, check_score
 from meditron.serve.state import Exchange
 from meditron.store.database import Database
 
-__all__ = ["LOG_FILE", "RequestLog", "open_log_file"]
+__all__ = ["LOG_FILE", "RequestLog", "add_score", "open_log_file", "row_of"]
 
 LOG_FILE = "log.db"
 _RETENTION_SECONDS = 3600.0  # between deletions of old rows
 _DAY = 86_400.0
 _MAX_ERROR, _MAX_WORD, _MAX_WORDS = 300, 1000, 64
+_SAME_SETTING = {"max_completion_tokens": "max_tokens", "max_output_tokens": "max_tokens"}
 # The settings that are stored without content: numbers and flags only.
 _NUMBERS = frozenset(
     {
-        *("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "n", "stream"),
+        *("temperature", "top_p", "top_k", "min_p", "seed", "n", "stream"),
+        *("max_tokens", *_SAME_SETTING),
         *("presence_penalty", "frequency_penalty", "repeat_penalty"),
     }
 )
@@ -214,6 +216,12 @@ def delete_before(database: Database, moment: float) -> int:
     return count
 
 
+def row_of(exchange: Exchange, *, content: bool) -> LogRow:
+    """Return an exchange as the row that the log would store, without its number."""
+    fields = _fields(exchange, content=content)
+    return LogRow.from_columns({"number": 0, **fields})
+
+
 def _insert_row(connection: sqlite3.Connection, fields: Mapping[str, Any]) -> None:
     names = ", ".join(fields)
     marks = ", ".join(f":{name}" for name in fields)
@@ -242,7 +250,7 @@ def _insert_row(connection: sqlite3.Connection, fields: Mapping[str, Any]) -> No
 def _fields(exchange: Exchange, *, content: bool) -> dict[str, Any]:
     """Return the columns of an exchange."""
     sampling = {
-        name: value
+        _SAME_SETTING.get(name, name): value
         for name, value in exchange.sampling.items()
         if content or (name in _NUMBERS and isinstance(value, int | float))
     }
