@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from command import Command, CommandResult
+from meditron.serve.audit import AuditLog, last_events
 from meditron.store.prompts import PromptStore
 
 PEOPLE = """
@@ -99,6 +100,17 @@ def test_without_a_role_the_command_is_refused(prompts: Command, folder: Path, t
         refused = prompts("edit", "triage", "--system", "y", *words)
         assert refused.code == 2
         assert problem in refused.err
+
+
+def test_moves_in_the_folder_of_a_server_are_audited(prompts: Command, folder: Path) -> None:
+    prompts("add", "triage", "--system", "x")
+    prompts("label", "triage", "production", "latest")
+    assert not (folder.parent / "audit.jsonl").exists()
+    AuditLog(folder.parent).record("start")
+    prompts("edit", "triage", "--system", "y")
+    prompts("label", "triage", "production", "latest", "--as", "lara")
+    [_, event] = last_events(folder.parent, 5)
+    assert (event["event"], event["person"], event["prompt"]) == ("label", "lara", "triage")
 
 
 def test_the_editor_writes_a_version(prompts: Command, monkeypatch: pytest.MonkeyPatch) -> None:

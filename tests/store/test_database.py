@@ -125,6 +125,22 @@ def test_a_snapshot_sees_one_state_and_waits_for_no_writer(path: Path) -> None:
             assert reading.execute("SELECT count(*) FROM note").fetchone()[0] == 1
 
 
+def test_another_process_that_opens_and_closes_the_file_removes_no_rows(path: Path) -> None:
+    # Two connections of this process, as the server has them, and a command that reads the log meanwhile.
+    reader = (
+        "import sys; from pathlib import Path; from meditron.store.database import Database\n"
+        "with Database(Path(sys.argv[1]), [sys.argv[2]]) as d, d.snapshot() as c:\n"
+        "    print([row[0] for row in c.execute('SELECT text FROM note')])\n"
+    )
+    command = [sys.executable, "-c", reader, path, CREATE]
+    with Database(path, [CREATE]) as writer, Database(path, [CREATE]):
+        for text, expected in (("one", "['one']"), ("two", "['one', 'two']")):
+            with writer.transaction() as connection:
+                connection.execute("INSERT INTO note (text) VALUES (?)", (text,))
+            assert subprocess.check_output(command, text=True).strip() == expected
+    assert rows(path) == [("one",), ("two",)]
+
+
 def test_only_the_owner_can_read_the_files(path: Path) -> None:
     path.parent.mkdir()
     path.touch(0o644)

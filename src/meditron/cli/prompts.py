@@ -63,7 +63,7 @@ def list_prompts(*, prompts: PromptsFolder = None, as_json: Json = False) -> Non
     from meditron.store.prompt_text import short_version
 
     store = open_prompts(prompts)
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "name": name,
             "labels": store.labels(name),
@@ -225,7 +225,7 @@ def label_prompt(
     """
     store = open_prompts(prompts)
     move = store.label(name, label, version, acting_person(person, people), reason)
-    _print_move(name, move, as_json=as_json)
+    _print_move(name, move, store, as_json=as_json)
 
 
 def rollback_prompt(
@@ -247,7 +247,7 @@ def rollback_prompt(
     """
     store = open_prompts(prompts)
     move = store.rollback(name, label, acting_person(person, people), reason)
-    _print_move(name, move, as_json=as_json)
+    _print_move(name, move, store, as_json=as_json)
 
 
 def show_history(name: _Name, /, *, prompts: PromptsFolder = None, as_json: Json = False) -> None:
@@ -409,7 +409,12 @@ def _print_added(added: "StoredPrompt", *, as_json: bool) -> None:
         _print(added.id)
 
 
-def _print_move(name: str, move: "LabelMove", *, as_json: bool) -> None:
+def _print_move(name: str, move: "LabelMove", store: "PromptStore", *, as_json: bool) -> None:
+    from meditron.serve.audit import AUDIT_FILE, AuditLog, label_event
+
+    # The folder of a server's data has an audit log, which records every move of a label.
+    if (store.folder.parent / AUDIT_FILE).exists():
+        AuditLog(store.folder.parent).record("label", **label_event(name, move))
     if as_json:
         print_json({"name": name, **move.model_dump(mode="json")})
     else:

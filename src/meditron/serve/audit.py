@@ -27,9 +27,9 @@ from meditron.store.files import (
     translate_read_errors,
     translate_write_errors,
 )
-from meditron.store.prompts import utc_now
+from meditron.store.prompts import LabelMove, utc_now
 
-__all__ = ["AUDIT_FILE", "AuditHead", "AuditLog", "AuditReport", "last_events", "verify_audit"]
+__all__ = ["AUDIT_FILE", "AuditHead", "AuditLog", "AuditReport", "label_event", "last_events", "verify_audit"]
 
 AUDIT_FILE = "audit.jsonl"
 _ROTATED = re.compile(r"audit\.(\d{12})\.jsonl")
@@ -164,6 +164,18 @@ class AuditLog:
             except OSError:
                 os.ftruncate(descriptor, size)  # no half of a line stays if the disk is full
                 raise
+
+
+def label_event(name: str, move: LabelMove) -> dict[str, str | float | bool | None]:
+    """Return the fields of the event of a moved label."""
+    return {
+        "person": move.person,
+        "prompt": name,
+        "label": move.label,
+        "version": move.version,
+        "previous_version": move.previous,
+        "rollback": move.rollback or None,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ class BackgroundWriter(Generic[_Item]):
     def __init__(
         self,
         name: str,
-        write: Callable[[list[_Item]], None],
+        write: Callable[[list[_Item]], object],
         *,
         size: int = 2000,
         every: tuple[float, Callable[[], None]] | None = None,

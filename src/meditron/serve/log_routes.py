@@ -245,7 +245,7 @@ def _records_for_admin(request: Request) -> Records:
 
 
 def _filter(query: QueryParams, start: float | None, end: float | None) -> LogFilter:
-    fields = {name: query.get(name, "").strip() for name in _FIELDS}
+    fields: dict[str, Any] = {name: query.get(name, "").strip() for name in _FIELDS}
     return LogFilter(search=query.get("q", ""), since=start, until=end, **fields)
 
 

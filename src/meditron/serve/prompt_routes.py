@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from meditron.core.config import Config
 from meditron.core.errors import RoleError, UsageError
+from meditron.serve.audit import label_event
 from meditron.serve.bodies_as import read_body_as
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.records import Records, records_of
@@ -211,15 +212,7 @@ async def _changed(request: Request, work: Callable[[PromptStore, Person], _T]) 
 
 
 def _moved(request: Request, name: str, move: LabelMove) -> Response:
-    _audit(
-        request,
-        "label",
-        prompt=name,
-        label=move.label,
-        version=move.version,
-        previous_version=move.previous,
-        rollback=move.rollback or None,
-    )
+    _records(request).audit_event("label", **label_event(name, move))
     return JSONResponse({"name": name, **move.model_dump(mode="json"), "next": f"/prompts/{name}"})
 
 

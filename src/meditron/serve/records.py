@@ -31,7 +31,7 @@ class Records:
 
     def audit_request(self, exchange: Exchange) -> None:
         """Put a request into the audit log, without its texts; an observer of exchanges."""
-        fields = {
+        fields: dict[str, str | float | bool | None] = {
             "person": exchange.person,
             "endpoint": exchange.endpoint,
             "model": exchange.model,

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from meditron.store.files import make_folder, translate_write_errors
 __all__ = ["Database"]
 
 _BUSY_SECONDS = 10.0  # wait for another process that writes
+_creating = threading.Lock()
 _FREE_SHARE = 4  # `compact` rewrites a file if more than one of so many pages is free
 
 
@@ -36,12 +38,7 @@ class Database:
         self._lock = threading.RLock()
         make_folder(path.parent)
         with translate_write_errors(path):
-            # Created with its mode, so that it is never readable for others, not even for a moment.
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.fchmod(descriptor, 0o600)
-            finally:
-                os.close(descriptor)
+            _create_private(path)
         with self._named_errors():
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -151,6 +148,27 @@ class Database:
     def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
+
+
+def _create_private(path: Path) -> None:
+    """Create a file that only the owner can read, from its first moment on, or check one that exists.
+
+    A file that exists is not opened here: closing it would release the locks that SQLite holds on it for
+    other connections of this process, and another process would then remove its log of writes with all new
+    rows.
+    """
+    with _creating:
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))
+        except FileExistsError:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(
+                    f"{path}: not a regular file", hint="give the path of a new file"
+                ) from None
+            if stat.S_IMODE(status.st_mode) != 0o600:
+                path.chmod(0o600)
 
 
 def _statements(script: str) -> Iterator[str]:
