@@ -58,6 +58,7 @@ EXTRAS = {
     "markdown_it": "serve",
     "nh3": "serve",
     "latex2mathml": "serve",
+    "opentelemetry": "otlp",
 }
 """Import name of a library → the extra that installs it."""
 

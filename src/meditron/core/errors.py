@@ -3,6 +3,7 @@
 MeditronError                exit 1, HTTP 500
 ├── UsageError               exit 2, HTTP 400: invalid flag, name or combination
 │   ├── RecipeError          invalid key, type or value in a recipe
+│   ├── RoleError            HTTP 403: the person lacks the role that an action needs
 │   ├── SourceError          HTTP 404: no such source, file or MODEL
 │   ├── RoleError            HTTP 403: the person does not have the role that the request needs
 │   └── MissingExtra         HTTP 501: the library of an extra is not installed
@@ -104,6 +105,10 @@ class RecipeError(UsageError):
         return flat[0]
 
 
+class RoleError(UsageError):
+    """An action that needs a role which the person does not have."""
+
+
 class SourceError(UsageError):
     """A source or MODEL that does not exist: no such file, unknown scheme, or no model in it."""
 
@@ -178,6 +183,7 @@ _FAILURE = ErrorStatus(1, 500)
 _STATUS: dict[type[BaseException], ErrorStatus] = {
     MeditronError: _FAILURE,
     UsageError: ErrorStatus(2, 400),
+    RoleError: ErrorStatus(2, 403),
     SourceError: ErrorStatus(2, 404),
     RoleError: ErrorStatus(2, 403),
     MissingExtra: ErrorStatus(2, 501),

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from meditron.serve import api, chat_routes, login, pages
+from meditron.serve import api, chat_routes, log_routes, login, pages, prompt_routes
 from meditron.serve.guard import Guard
 from meditron.serve.replies import EXCEPTION_HANDLERS
 from meditron.serve.state import ServeState
@@ -14,7 +14,7 @@ from meditron.serve.state import ServeState
 __all__ = ["build_app"]
 
 # Each part of the server is a module with a list `routes`.
-_PARTS = (pages, login, api, chat_routes)
+_PARTS = (pages, login, api, chat_routes, prompt_routes, log_routes)
 
 
 def build_app(state: ServeState, further_routes: Sequence[BaseRoute] = ()) -> Starlette:
@@ -25,4 +25,6 @@ def build_app(state: ServeState, further_routes: Sequence[BaseRoute] = ()) -> St
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.state.serve = state
+    # What the chat page offers as system prompts.
+    app.state.prompts = state.records.prompts if state.records else None
     return app

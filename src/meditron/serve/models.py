@@ -1,7 +1,6 @@
 """The models of a server: lookup, admission, time limits, and a record of each request."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
@@ -17,7 +16,7 @@ from meditron.serve.generation import GenerationRequest, Piece, chat_generation
 from meditron.serve.limits import Limits
 from meditron.serve.local_model import LocalModel
 from meditron.serve.schemas import ChatRequest, parse_request
-from meditron.serve.state import ChatCall, ChatPiece, Exchange, ModelInfo, PromptUse
+from meditron.serve.state import ChatCall, ChatPiece, Exchange, ModelInfo, PromptUse, new_request_id
 from meditron.serve.upstream import Upstream, UpstreamModel
 from meditron.text.chat import Message
 
@@ -39,6 +38,8 @@ class Origin:
     metadata: Mapping[str, str] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """The settings as the client gave them."""
+    id: str = field(default_factory=new_request_id)
+    """Id of the request in the log."""
 
 
 @dataclass(slots=True)
@@ -155,6 +156,7 @@ class ModelPool:
             tags=call.tags,
             metadata=call.metadata,
             sampling=call.sampling,
+            id=call.id,
         )
         async with aclosing(self.generate(request, origin)) as pieces:
             async for piece in pieces:
@@ -186,7 +188,7 @@ class ModelPool:
         finally:
             self.report(
                 Exchange(
-                    id=f"emb-{secrets.token_hex(12)}",
+                    id=origin.id,
                     started=record.started,
                     seconds=time.monotonic() - record.start,
                     endpoint=origin.endpoint,
@@ -290,7 +292,7 @@ def _exchange(request: GenerationRequest, origin: Origin, record: _Record, sha25
     text = request.text
     content = request.messages if text is None else text if isinstance(text, str) else None
     return Exchange(
-        id=f"gen-{secrets.token_hex(12)}",
+        id=origin.id,
         started=record.started,
         seconds=time.monotonic() - record.start,
         endpoint=origin.endpoint,

@@ -22,9 +22,10 @@ from meditron.serve.limits import Limits
 from meditron.serve.local_model import LocalModel
 from meditron.serve.metrics import Metrics
 from meditron.serve.models import ModelPool
+from meditron.serve.records import open_records
 from meditron.serve.state import ServeState
 from meditron.serve.upstream import Upstream
-from meditron.store.files import make_folder, translate_write_errors
+from meditron.store.files import data_folder, make_folder, translate_write_errors
 from meditron.store.people import People
 
 __all__ = ["run_server"]
@@ -71,9 +72,10 @@ def run_server(
         pool.report = state.report
         host, number = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
-        announce(url, [model.id for model in pool.list_models()])
-        app = build_app(state, [metrics.route()])
-        return asyncio.run(_serve(app, pool, limits, listener, config.request_seconds))
+        with open_records(state):
+            announce(url, [model.id for model in pool.list_models()])
+            app = build_app(state, [metrics.route()])
+            return asyncio.run(_serve(app, pool, limits, listener, config.request_seconds))
 
 
 async def _serve(
@@ -153,9 +155,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _data_folder(config: ServeConfig) -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
-    folder = config.data or base / "meditron"
+    folder = config.data or data_folder()
     make_folder(folder.parent)
     with translate_write_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)  # conversations are for nobody else
