@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from meditron.core.errors import UsageError
 from meditron.serve.review.questions import Question
-from meditron.serve.review.ratings import Values
+from meditron.serve.review.ratings import HARM_KIND, HARMFUL, PAIR, PREFERENCE, Values
 from meditron.serve.review.rubric import Rubric
 
 __all__ = [
@@ -129,3 +129,16 @@ class RatedItem:
     """Number of values that were changed after they had been saved."""
     saved: float | None
     """Time of the last change, seconds since 1970."""
+
+    @property
+    def preferred(self) -> str | None:
+        """The preferred model, `tie`, `both-bad`, or None if there is no preference."""
+        choice = self.values.get(PAIR, {}).get(PREFERENCE)
+        return {"left": self.left, "right": self.right}.get(choice, choice)
+
+    def answer_values(self, model: str) -> dict[str, Any]:
+        """Return the values of a model's answer, without the kind of harm of one that is not harmful."""
+        values = dict(self.values.get("left" if model == self.left else "right", {}))
+        if values.get(HARMFUL) is not True:
+            values.pop(HARM_KIND, None)
+        return values
