@@ -26,6 +26,7 @@ from meditron.cli.plan import plan
 from meditron.cli.pull import pull
 from meditron.cli.push import push
 from meditron.cli.quantize import quantize
+from meditron.cli.review import REVIEW_COMMANDS
 from meditron.cli.run import run
 from meditron.cli.serve import serve
 from meditron.cli.split import join, split
@@ -63,6 +64,11 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     doctor,
 )
 
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., int | None]]]] = {
+    "review": ("Compare models in blinded reviews by people.", {**REVIEW_COMMANDS}),
+}
+"""Commands with subcommands: name → help and the functions of the subcommands by name."""
+
 
 def help_text(command: Callable[..., object]) -> str:
     """Return a command's docstring as help text: each paragraph on one line, examples unchanged."""
@@ -92,6 +98,11 @@ for flag in ("--help", "--version"):
     app[flag].group = GENERAL
 for place, function in enumerate(COMMANDS):
     app.command(function, name=command_name(function), sort_key=place, help=help_text(function))
+for place, (group, (summary, functions)) in enumerate(GROUPS.items(), start=len(COMMANDS)):
+    subapp = App(name=group, help=summary, sort_key=place, group_parameters=OPTIONS)
+    for name, function in functions.items():
+        subapp.command(function, name=name, help=help_text(function))
+    app.command(subapp)
 
 
 @app.meta.default

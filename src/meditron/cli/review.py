@@ -1,5 +1,6 @@
 """`meditron review`: blinded side-by-side reviews of models' answers."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from meditron.cli.options import Context, EngineName, Json, print_json
 from meditron.core.console import info, warn
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from meditron.serve.review.records import Review, ReviewModel
     from meditron.serve.review.store import ReviewStore
 
-__all__ = ["review_app"]
+__all__ = ["REVIEW_COMMANDS"]
 
 _LABELLED = re.compile(r"([\w. -]{1,64})=(?!=)(.+)", re.DOTALL)
 Name = Annotated[str, Parameter(help="Name of the review.")]
@@ -44,8 +45,8 @@ def create(
     questions: Annotated[
         Path | None,
         Parameter(
-            help='Questions, JSON lines {"id", "question", "category", "subkind"}; the last two are optional. '
-            "[default: 13 example questions]"
+            help='Questions, JSON lines {"id", "question", "category", "subkind"}; the last two are '
+            "optional. [default: 13 example questions]"
         ),
     ] = None,
     model: Annotated[
@@ -72,7 +73,7 @@ def create(
 
     For example:
 
-        meditron review create pilot --model base=runs/quickstart/pretrain --model tuned=runs/quickstart/finetune
+        meditron review create pilot --model base=base.gguf --model tuned=tuned.gguf
     """
     from meditron.engine import load_generator
     from meditron.serve.review.answers import count_names
@@ -244,6 +245,10 @@ def export(
         info(f"written: {out}, {len(rows):,} rows")
 
 
+def _default_data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "meditron"
+
+
 def _open(data: Path | None) -> "ReviewStore":
     from meditron.serve.review.store import ReviewStore
 
@@ -301,8 +306,8 @@ def _print_created(
 ) -> None:
     if named:
         warn(
-            f"{named} answers contain the name of a model or speak of themselves as one; they are shown as they "
-            "are, and marked in the results"
+            f"{named} answers contain the name of a model or speak of themselves as one; they are shown as "
+            "they are, and marked in the results"
         )
     if as_json:
         identities = {model.label: dict(model.identity) for model in models}
@@ -322,14 +327,12 @@ def _export_format(out: Path) -> Literal["jsonl", "csv"]:
     raise UsageError(f"{out}: the name must end in .jsonl or .csv")
 
 
-review_app = App(name="review", help="Compare models in blinded reviews by people.")
-"""The group of commands."""
-for _command, _name in (
-    (create, "create"),
-    (list_reviews, "list"),
-    (status, "status"),
-    (close, "close"),
-    (results, "results"),
-    (export, "export"),
-):
-    review_app.command(_command, name=_name)
+REVIEW_COMMANDS: dict[str, Callable[..., None]] = {
+    "create": create,
+    "list": list_reviews,
+    "status": status,
+    "close": close,
+    "results": results,
+    "export": export,
+}
+"""Subcommand → function."""

@@ -3,12 +3,13 @@
 from starlette.applications import Starlette
 
 from meditron.serve import api, pages
+from meditron.serve.review import routes as review
 from meditron.serve.state import ServeState
 
 __all__ = ["build_app"]
 
 # Each part of the server is a module with a list `routes`.
-_PARTS = (pages, api)
+_PARTS = (pages, api, review)
 
 
 def build_app(state: ServeState) -> Starlette:

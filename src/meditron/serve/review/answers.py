@@ -169,7 +169,7 @@ def _quantization(path: Path) -> str | None:
     with GGUF(path) as file:
         number = file.metadata.get("general.file_type")
     try:
-        return LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        return str(LlamaFileType(number).name).removeprefix("MOSTLY_").removeprefix("ALL_")
     except ValueError:
         return None
 

@@ -34,7 +34,8 @@ def pair_answers(questions: Sequence[Q], models: Sequence[M], seed: int, rater: 
 
     pairings = []
     for number, (first, second) in enumerate(combinations(models, 2)):
-        shuffled = sorted(range(len(questions)), key=lambda place, number=number: draw("side", number, place))
+        digests = [draw("side", number, place) for place in range(len(questions))]
+        shuffled = sorted(range(len(questions)), key=digests.__getitem__)
         # For an odd number of questions the rater decides which model is on the left once more.
         swapped = set(shuffled[: (len(questions) + draw("odd", number)[0] % 2) // 2])
         pairings += [

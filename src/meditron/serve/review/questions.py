@@ -1,6 +1,7 @@
 """The question set of a review: JSON lines `{"id", "question", "category"?, "subkind"?}`."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -59,7 +60,7 @@ def package_questions(rubric: Rubric) -> list[Question]:
         return read_questions(path, rubric)
 
 
-def questions_sha256(questions: list[Question]) -> str:
+def questions_sha256(questions: Sequence[Question]) -> str:
     """Return the SHA-256 of a question set."""
     return hashlib.sha256(canonical_json([asdict(question) for question in questions])).hexdigest()
 

@@ -19,6 +19,7 @@ __all__ = [
     "Side",
     "Values",
     "is_complete",
+    "missing_fields",
     "read_changes",
     "read_rater_name",
 ]
@@ -67,12 +68,22 @@ def read_changes(body: object, rubric: Rubric) -> list[Change]:
     return changes
 
 
+def missing_fields(values: Values, rubric: Rubric) -> list[str]:
+    """Return what a comparison lacks to be complete, such as `left.harm` and `preference`.
+
+    Both answers need all scales and the yes/no on harm, the pair a preference. Kinds and comments are
+    optional.
+    """
+    needed = [*(scale.key for scale in rubric.scales), HARMFUL]
+    missing = [
+        f"{side}.{name}" for side in ANSWER_SIDES for name in needed if name not in values.get(side, {})
+    ]
+    return missing if PREFERENCE in values.get(PAIR, {}) else [*missing, PREFERENCE]
+
+
 def is_complete(values: Values, rubric: Rubric) -> bool:
-    """Return whether a comparison has a preference, and both answers all scales and the yes/no on harm."""
-    needed = {scale.key for scale in rubric.scales} | {HARMFUL}
-    return PREFERENCE in values.get(PAIR, {}) and all(
-        needed <= values.get(side, {}).keys() for side in ANSWER_SIDES
-    )
+    """Return whether a comparison lacks nothing."""
+    return not missing_fields(values, rubric)
 
 
 def read_rater_name(value: object) -> str:

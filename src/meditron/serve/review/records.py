@@ -12,6 +12,7 @@ from meditron.serve.review.rubric import Rubric
 __all__ = [
     "Answer",
     "Item",
+    "ItemLink",
     "NotOpenError",
     "RatedItem",
     "Review",
@@ -102,6 +103,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemLink:
+    """A comparison in a rater's list."""
+
+    token: str
+    place: int
+    """Position in the rater's order, from 0."""
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A comparison as its rater may see it: no name of a model."""
 
@@ -134,7 +145,7 @@ class RatedItem:
     def preferred(self) -> str | None:
         """The preferred model, `tie`, `both-bad`, or None if there is no preference."""
         choice = self.values.get(PAIR, {}).get(PREFERENCE)
-        return {"left": self.left, "right": self.right}.get(choice, choice)
+        return self.left if choice == "left" else self.right if choice == "right" else choice
 
     def answer_values(self, model: str) -> dict[str, Any]:
         """Return the values of a model's answer, without the kind of harm of one that is not harmful."""

@@ -5,7 +5,7 @@ A review keeps the text of the rubric it was created with, so its results do not
 
 import hashlib
 import tomllib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, Literal, Self
 
@@ -84,6 +84,7 @@ class Rubric(Config):
     categories: tuple[Category, ...]
 
     @classmethod
+    @lru_cache(maxsize=8)  # every request needs the rubric of its review
     def parse(cls, text: str) -> Self:
         """Read a rubric; InputError names the key."""
         try:

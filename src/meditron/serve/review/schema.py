@@ -57,6 +57,7 @@ CREATE TABLE items (
   place INTEGER NOT NULL,
   left_answer INTEGER NOT NULL REFERENCES answers (id),
   right_answer INTEGER NOT NULL REFERENCES answers (id),
+  complete INTEGER NOT NULL DEFAULT 0,
   UNIQUE (rater, place)
 ) STRICT;
 CREATE TABLE ratings (

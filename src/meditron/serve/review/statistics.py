@@ -26,7 +26,6 @@ from meditron.core.statistics import (
     paired_bootstrap,
 )
 from meditron.report.methods import LEVEL
-from meditron.report.verdicts import TOO_FEW
 from meditron.serve.review.ratings import ANSWER_SIDES, BIAS_KIND, HARM_KIND, HARMFUL, PAIR, PREFERENCE
 from meditron.serve.review.records import RatedItem
 from meditron.serve.review.rubric import HIGHEST, LOWEST, Rubric
@@ -325,7 +324,7 @@ def _paired(a: Mapping[str, float], b: Mapping[str, float]) -> PairedDifference 
 def _verdict(difference: PairedDifference, p: float, high_is_better: bool) -> Verdict:
     """Return the verdict on b: better or worse if the adjusted p is below 5 % and the interval excludes 0."""
     if difference.n < MIN_SAMPLE_SIZE:
-        return TOO_FEW
+        return "too few to compare"
     if difference.interval is None and difference.difference == 0:
         return "identical"
     low, high = difference.interval or (difference.difference, difference.difference)

@@ -17,6 +17,7 @@ from meditron.serve.review.ratings import Change, Values, is_complete
 from meditron.serve.review.records import (
     Answer,
     Item,
+    ItemLink,
     NotOpenError,
     RatedItem,
     Review,
@@ -151,14 +152,14 @@ class ReviewStore:
             rows = connection.execute("SELECT name FROM raters WHERE review = ? ORDER BY id", (review.id,))
             return [row["name"] for row in rows]
 
-    def items(self, review: Review, rater: str) -> list[Item]:
+    def items(self, review: Review, rater: str) -> list[ItemLink]:
         """Return a rater's comparisons in the rater's order; none if the rater has not started."""
         with self._database.transaction() as connection:
-            rater_id = _rater_id(connection, review, rater)
-            rows = connection.execute(_ITEMS + " WHERE items.rater = ? ORDER BY items.place", (rater_id,))
-            found = rows.fetchall()
-            values = _values_of(connection, "items.rater = ?", rater_id)
-        return [_item(row, values) for row in found]
+            rows = connection.execute(
+                "SELECT token, place, complete FROM items WHERE rater = ? ORDER BY place",
+                (_rater_id(connection, review, rater),),
+            )
+            return [ItemLink(row["token"], row["place"], bool(row["complete"])) for row in rows]
 
     def item(self, review: Review, rater: str, token: str) -> Item:
         """Return one comparison of a rater; SourceError if the rater has no such one."""
@@ -183,12 +184,22 @@ class ReviewStore:
                         "INSERT INTO ratings (item, side, field, value, saved) VALUES (?, ?, ?, ?, ?)",
                         (row["id"], change.side, change.field, json.dumps(change.value), time.time()),
                     )
-            return _item(row, _values_of(connection, "items.id = ?", row["id"]))
+            item = _item(row, _values_of(connection, "items.id = ?", row["id"]))
+            connection.execute(
+                "UPDATE items SET complete = ? WHERE id = ?",
+                (is_complete(item.values, review.rubric), row["id"]),
+            )
+            return item
 
     def progress(self, review: Review, rater: str) -> tuple[int, int]:
         """Return the number of a rater's complete comparisons and of all of them."""
-        items = self.items(review, rater)
-        return sum(is_complete(item.values, review.rubric) for item in items), len(items)
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(complete), 0) AS complete, count(*) AS all_items FROM items "
+                "WHERE rater = ?",
+                (_rater_id(connection, review, rater),),
+            ).fetchone()
+            return row["complete"], row["all_items"]
 
     def close(self, review: Review, person: str) -> Review:
         """End the rating of a review, which shows the models' names; does nothing if it is closed."""

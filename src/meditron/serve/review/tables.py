@@ -20,12 +20,12 @@ from meditron.serve.review.statistics import (
 __all__ = ["METHOD", "headline", "result_tables"]
 
 METHOD = (
-    "Ratings of one question by several raters are averaged; the interval of a mean or share is a bootstrap-t "
-    "over questions, 95 %. A tie and `both bad` count half a win for each model. p is the exact sign-flip test "
-    "for up to 20 questions, else the bootstrap's, adjusted for all differences of this review (Holm). "
-    "Agreement is Krippendorff's alpha, ordinal for scales and nominal otherwise: 1 is perfect agreement, 0 "
-    f"that of chance; its interval is a percentile bootstrap over questions. Below {MIN_SAMPLE_SIZE} questions "
-    "there is no interval and no verdict."
+    "Ratings of one question by several raters are averaged. The interval of a mean or share is a "
+    "bootstrap-t over questions, 95 %. A tie and `both bad` count half a win for each model. p is the exact "
+    "sign-flip test for up to 20 questions, else the bootstrap's, adjusted for all differences of this "
+    "review (Holm). Agreement is Krippendorff's alpha, ordinal for scales and nominal otherwise: 1 is "
+    "perfect agreement, 0 that of chance; its interval is a percentile bootstrap over questions. Below "
+    f"{MIN_SAMPLE_SIZE} questions there is no interval and no verdict."
 )
 
 
