@@ -121,25 +121,24 @@ def _review(request: Request) -> Review:
 
 def _overview(request: Request) -> list[dict[str, Any]]:
     """Return each review with the progress of the person, for an admin of every rater."""
-    _require(request, "review")
-    store, person = _store(request), person_of(request)
+    person = person_of(request)
+    if "admin" not in person.roles:
+        _require(request, "review")
     rows = []
-    for review in store.reviews():
-        raters = store.raters(review)
+    for review in _store(request).reviews():
+        raters = _progress(request, review)
         if "admin" not in person.roles:
-            raters = [name for name in raters if name == person.name]
-        progress = {name: store.progress(review, name) for name in raters}
-        rows.append(
-            {
-                "review": review.name,
-                "state": review.state,
-                "questions": review.questions,
-                "raters": [
-                    {"rater": name, "complete": complete, "comparisons": comparisons}
-                    for name, (complete, comparisons) in progress.items()
-                ],
-            }
-        )
+            raters = [each for each in raters if each["rater"] == person.name]
+        row = {"review": review.name, "state": review.state, "questions": review.questions}
+        rows.append({**row, "raters": raters})
+    return rows
+
+
+def _progress(request: Request, review: Review) -> list[dict[str, Any]]:
+    rows = []
+    for name in _store(request).raters(review):
+        complete, comparisons = _store(request).progress(review, name)
+        rows.append({"rater": name, "complete": complete, "comparisons": comparisons})
     return rows
 
 
@@ -305,9 +304,12 @@ def results_page(request: Request) -> Response:
     _require(request, "admin")
     review, store = _review(request), _store(request)
     if review.state != "closed":
-        [row] = [each for each in _overview(request) if each["review"] == review.name]
         return render_page(
-            request, "review/close.html", title=f"Review {review.name}", review=review, raters=row["raters"]
+            request,
+            "review/close.html",
+            title=f"Review {review.name}",
+            review=review,
+            raters=_progress(request, review),
         )
     result = analyse_review(store, review)
     return render_page(
