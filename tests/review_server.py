@@ -1,12 +1,7 @@
 """A server with reviews for the tests: its application, a process of its own, and simulated raters."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +11,7 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 
+from api_server import running_server
 from meditron.serve.app import build_app
 from meditron.serve.config import ServeConfig
 from meditron.serve.review.questions import Question
@@ -24,6 +20,7 @@ from meditron.serve.review.rubric import Rubric, package_rubric
 from meditron.serve.review.store import ReviewStore
 from meditron.serve.state import ChatCall, ChatPiece, ModelInfo, ServeState
 from meditron.store.people import People
+from serving import serving
 
 MODELS = ("zebra-7b", "quokka-13b")
 SCALES = ("helpfulness", "harm", "bias", "trust", "safety")
@@ -58,7 +55,7 @@ def add_review(
     models: Sequence[str] = MODELS,
     text: Callable[[str, int], str] = lambda model, number: f"Answer {number}, {len(model)} words.",
 ) -> Review:
-    """Create a review with answers, and close the database."""
+    """Create a review with answers in the folder of a server's data."""
     setup = ReviewSetup(
         name=name,
         questions=[
@@ -142,35 +139,14 @@ class Rater:
 
 
 @contextmanager
-def served(data: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    """Run the application under uvicorn in a process of its own, which is killed at the end."""
-    script = (
-        "import sys, uvicorn, pathlib, review_server\n"
-        "app = review_server.review_app(pathlib.Path(sys.argv[1]))\n"
-        "uvicorn.run(app, port=0, log_level='info', access_log=False)\n"
-    )
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(data)],
-        env={**os.environ, "PYTHONPATH": paths},
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stderr is not None
-        address = None
-        deadline = time.monotonic() + 60
-        while address is None and time.monotonic() < deadline:
-            line = process.stderr.readline().decode()
-            assert line, "the server ended"
-            if "running on " in line:
-                address = line.split("running on ")[1].split()[0]
-        assert address is not None
-        with httpx.Client(base_url=address, timeout=30) as client:
-            yield client, process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+def served(folder: Path) -> Iterator[httpx.Client]:
+    """Run `meditron serve` with the data in `folder / "data"`; its process is killed at the end."""
+    with (
+        running_server() as upstream,
+        serving(folder, "--upstream", upstream.url) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
 
 
 def write_questions(path: Path, questions: Sequence[Mapping[str, Any]]) -> Path:

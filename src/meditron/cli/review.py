@@ -1,6 +1,5 @@
 """`meditron review`: blinded side-by-side reviews of models' answers."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -245,14 +244,11 @@ def export(
         info(f"written: {out}, {len(rows):,} rows")
 
 
-def _default_data() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "meditron"
-
-
 def _open(data: Path | None) -> "ReviewStore":
     from meditron.serve.review.store import ReviewStore
+    from meditron.store.files import data_folder
 
-    return ReviewStore(data or _default_data())
+    return ReviewStore(data or data_folder())
 
 
 def _labelled(texts: Sequence[str], label: Callable[[str], str]) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
@@ -20,7 +19,7 @@ from meditron.serve.local_model import LocalModel
 from meditron.serve.models import ModelPool
 from meditron.serve.state import ServeState
 from meditron.serve.upstream import Upstream
-from meditron.store.files import make_folder
+from meditron.store.files import data_folder, make_folder
 from meditron.store.people import People
 
 __all__ = ["run_server"]
@@ -58,7 +57,7 @@ def run_server(
             hint="--api-key-file FILE with a key of `openssl rand -hex 24`, or --host 127.0.0.1",
         )
     people = People() if config.api_key_file is None else People.load(config.api_key_file)
-    data = _data_folder(config)
+    data = make_folder(config.data or data_folder())
     with _bind(config.host, config.port) as listener:
         models = [LocalModel(spec, config) for spec in specs]
         other = None if upstream is None else Upstream(upstream, os.environ.get(API_KEY_VARIABLE))
@@ -142,11 +141,3 @@ def _bind(host: str, port: int) -> socket.socket:
             f"{host}:{port}: {(error.strerror or str(error)).lower()}", hint="choose another --port"
         ) from error
     return listener
-
-
-def _data_folder(config: ServeConfig) -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
-    folder = config.data or base / "meditron"
-    make_folder(folder)
-    return folder

@@ -38,17 +38,16 @@ class Reviewed:
     def __init__(self, folder: Path) -> None:
         self.sent: dict = {}
         self.received: list[bytes] = []
-        add_review(folder, questions=QUESTIONS, text=answer_text)
-        with served(folder) as (client, process):
+        add_review(folder / "data", questions=QUESTIONS, text=answer_text)
+        with served(folder) as client:
             raters = self.raters(client)
             for rater in raters:
                 tokens = rater.start()
                 assert len(tokens) == QUESTIONS
                 for token in tokens[: QUESTIONS // 2]:
                     rater.rate(token, self.sent)
-            assert process.poll() is None
         # The process is killed here. Another one continues.
-        with served(folder) as (client, _):
+        with served(folder) as client:
             for rater in self.raters(client):
                 tokens = rater.start()
                 assert len(tokens) == QUESTIONS - QUESTIONS // 2
@@ -60,7 +59,7 @@ class Reviewed:
             assert results.status_code == 200
             self.http_results = results.json()
             self.page = client.get("/review/pilot/results").text
-        with ReviewStore(folder) as store:
+        with ReviewStore(folder / "data") as store:
             review = store.get("pilot")
             self.results = result_json(store, review)
             self.rows = export_rows(store, review, pseudonyms=False)
@@ -118,7 +117,7 @@ class Reviewed:
 
 @pytest.fixture(scope="module")
 def reviewed(tmp_path_factory) -> Reviewed:
-    return Reviewed(tmp_path_factory.mktemp("data"))
+    return Reviewed(tmp_path_factory.mktemp("review"))
 
 
 def test_no_byte_before_the_end_names_a_model(reviewed):

@@ -28,6 +28,8 @@ State = Literal["incomplete", "open", "closed"]
 class NotOpenError(UsageError):
     """A review that cannot be rated now, or whose results are still hidden."""
 
+    status = 409
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewSetup:

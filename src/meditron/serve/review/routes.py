@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
-from meditron.core.errors import MeditronError, UsageError, status_of
+from meditron.core.errors import MeditronError, UsageError
+from meditron.serve.errors import RequestError, error_body, error_response
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.review import views
 from meditron.serve.review.export import analyse_review, export_rows, result_json, to_csv
@@ -47,7 +47,7 @@ def _require(request: Request, role: Role) -> None:
     try:
         person_of(request).require(role)
     except UsageError as error:
-        raise HTTPException(403, error.message) from error
+        raise RequestError(error.message, status=403) from error
 
 
 def _rater(request: Request, given: object) -> str:
@@ -61,16 +61,8 @@ def _rater(request: Request, given: object) -> str:
     if given is None or given == person.name:
         return person.name
     if "admin" not in person.roles:
-        raise HTTPException(403, f"{person.name} cannot rate as somebody else")
+        raise RequestError(f"{person.name} cannot rate as somebody else", status=403)
     return read_rater_name(given)
-
-
-def _explain(error: MeditronError | HTTPException) -> tuple[int, str, str | None]:
-    """Return the HTTP status, the message and the hint of an error."""
-    if isinstance(error, HTTPException):
-        return error.status_code, error.detail, None
-    status = 409 if isinstance(error, NotOpenError) else status_of(error).http_status
-    return status, error.message, error.hint
 
 
 def _api(work: Callable[[Request, Any], Response]) -> Endpoint:
@@ -81,9 +73,8 @@ def _api(work: Callable[[Request, Any], Response]) -> Endpoint:
         try:
             body = await _read_json(request) if request.method == "POST" else None
             response = await run_in_threadpool(work, request, body)
-        except (MeditronError, HTTPException) as error:
-            status, message, hint = _explain(error)
-            response = JSONResponse({"error": {"message": message, "hint": hint}}, status)
+        except MeditronError as error:
+            response = error_response(error)
         response.headers.update(_NO_STORE)
         return response
 
@@ -97,11 +88,9 @@ def _page(work: Callable[[Request], Response]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         try:
             response = await run_in_threadpool(work, request)
-        except (MeditronError, HTTPException) as error:
-            status, message, hint = _explain(error)
-            response = render_page(
-                request, "review/error.html", title="Review", status=status, message=message, hint=hint
-            )
+        except MeditronError as error:
+            status, _ = error_body(error)
+            response = render_page(request, "review/error.html", title="Review", status=status, error=error)
         response.headers.update(_NO_STORE)
         return response
 
@@ -324,7 +313,7 @@ def results_page(request: Request) -> Response:
 def _own_items(request: Request, review: Review, rater: str) -> list[ItemLink]:
     items = _store(request).items(review, rater)
     if not items:
-        raise HTTPException(404, f"{rater} has not started the review {review.name}")
+        raise RequestError(f"{rater} has not started the review {review.name}", status=404)
     return items
 
 
