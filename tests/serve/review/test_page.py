@@ -90,10 +90,8 @@ def test_three_questions_are_rated_by_keyboard_alone(page, folder):
     page.wait_for_selector("#rating")
     assert page.text_content("#complete") == "3"
     with ReviewStore(folder / "data") as store:
-        items = [
-            store.item(review := store.get("pilot"), "anna", each.token)
-            for each in store.items(review, "anna")
-        ]
+        review = store.get("pilot")
+        items = [store.item(review, "anna", each.token) for each in store.items(review, "anna")]
     rated = [item for item in items if is_complete(item.values, RUBRIC)]
     assert len(rated) == 3
     for item in rated:
