@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from api_server import running_server
 from meditron.serve.app import build_app
@@ -45,6 +46,21 @@ class NoModels:
 def review_app(data: Path, people: People | None = None) -> Starlette:
     state = ServeState(config=ServeConfig(), models=NoModels(), data=data, people=people or People())
     return build_app(state)
+
+
+@contextmanager
+def review_client(data: Path) -> Iterator[TestClient]:
+    """Talk to the application in this process, as the local user."""
+    app = review_app(data)
+    with TestClient(app) as client:
+        yield client
+    close_store(app)
+
+
+def close_store(app: Starlette) -> None:
+    """Close the database, which a server keeps open until its process ends."""
+    if hasattr(app.state, "review"):
+        app.state.review.close_database()
 
 
 def add_review(

@@ -4,13 +4,14 @@ import csv
 import hashlib
 import io
 import json
+from contextlib import contextmanager
 
 import pytest
 from starlette.testclient import TestClient
 
 from meditron.serve.review.store import ReviewStore
 from meditron.store.people import People, Person
-from review_server import MODELS, SCALES, Rater, add_review, review_app
+from review_server import MODELS, SCALES, Rater, add_review, close_store, review_app, review_client
 
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
 FULL = dict.fromkeys(SCALES, 3) | {"harmful": False}
@@ -19,11 +20,12 @@ FULL = dict.fromkeys(SCALES, 3) | {"harmful": False}
 @pytest.fixture
 def client(tmp_path):
     add_review(tmp_path, questions=3)
-    with TestClient(review_app(tmp_path)) as client:
+    with review_client(tmp_path) as client:
         yield client
 
 
-def with_keys(data) -> dict[str, TestClient]:
+@contextmanager
+def with_keys(data):
     """Return a client of each person. The check of the key is another part's; here it sets the person."""
     roles = {"rose": {"review"}, "rob": {"review"}, "ada": {"admin"}, "carl": {"chat"}}
     digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in roles}
@@ -37,7 +39,8 @@ def with_keys(data) -> dict[str, TestClient]:
 
         return TestClient(app)
 
-    return {name: as_person(person) for name, person in people.items()}
+    yield {name: as_person(person) for name, person in people.items()}
+    close_store(inner)
 
 
 def test_an_earlier_rating_can_be_changed_and_the_history_is_kept(client, tmp_path):
@@ -109,32 +112,32 @@ def test_an_incomplete_review_cannot_be_started(tmp_path):
     add_review(tmp_path, questions=2)
     with ReviewStore(tmp_path) as store, store._database.transaction() as connection:
         connection.execute("DELETE FROM answers WHERE id = 1")
-    client = TestClient(review_app(tmp_path))
-    assert client.post("/api/review/pilot/raters", json={"rater": "anna"}).status_code == 409
-    assert "being prepared" in client.get("/review/pilot").text
+    with review_client(tmp_path) as client:
+        assert client.post("/api/review/pilot/raters", json={"rater": "anna"}).status_code == 409
+        assert "being prepared" in client.get("/review/pilot").text
 
 
 def test_people_with_keys_rate_under_their_own_name(tmp_path):
     add_review(tmp_path, questions=2)
-    clients = with_keys(tmp_path)
-    rose, ada, carl = clients["rose"], clients["ada"], clients["carl"]
-    assert rose.post("/api/review/pilot/raters", json={}).json()["rater"] == "rose"
-    assert rose.post("/api/review/pilot/raters", json={"rater": "rob"}).status_code == 403
-    assert rose.get("/api/review/pilot/items", params={"rater": "rob"}).status_code == 403
-    assert len(rose.get("/api/review/pilot/items").json()["items"]) == 2
-    clients["rob"].post("/api/review/pilot/raters", json={})
-    seen = [each["rater"] for each in rose.get("/api/review").json()["reviews"][0]["raters"]]
-    assert seen == ["rose"]
-    for path in ("/review", "/review/pilot", "/review/pilot/results", "/api/review"):
-        assert carl.get(path).status_code == 403
-    assert carl.post("/api/review/pilot/raters", json={}).status_code == 403
-    assert rose.post("/api/review/pilot/close", json={}).status_code == 403
-    assert ada.post("/api/review/pilot/raters", json={}).status_code == 403
-    assert ada.get("/review/pilot/results").status_code == 200
-    assert ada.post("/api/review/pilot/close", json={}).status_code == 200
-    assert ada.get("/api/review/pilot/results").status_code == 200
-    assert rose.get("/api/review/pilot/results").status_code == 403
-    assert rose.get("/review/pilot/results").status_code == 403
+    with with_keys(tmp_path) as clients:
+        rose, ada, carl = clients["rose"], clients["ada"], clients["carl"]
+        assert rose.post("/api/review/pilot/raters", json={}).json()["rater"] == "rose"
+        assert rose.post("/api/review/pilot/raters", json={"rater": "rob"}).status_code == 403
+        assert rose.get("/api/review/pilot/items", params={"rater": "rob"}).status_code == 403
+        assert len(rose.get("/api/review/pilot/items").json()["items"]) == 2
+        clients["rob"].post("/api/review/pilot/raters", json={})
+        seen = [each["rater"] for each in rose.get("/api/review").json()["reviews"][0]["raters"]]
+        assert seen == ["rose"]
+        for path in ("/review", "/review/pilot", "/review/pilot/results", "/api/review"):
+            assert carl.get(path).status_code == 403
+        assert carl.post("/api/review/pilot/raters", json={}).status_code == 403
+        assert rose.post("/api/review/pilot/close", json={}).status_code == 403
+        assert ada.post("/api/review/pilot/raters", json={}).status_code == 403
+        assert ada.get("/review/pilot/results").status_code == 200
+        assert ada.post("/api/review/pilot/close", json={}).status_code == 200
+        assert ada.get("/api/review/pilot/results").status_code == 200
+        assert rose.get("/api/review/pilot/results").status_code == 403
+        assert rose.get("/review/pilot/results").status_code == 403
 
 
 def test_hostile_texts_stay_text(tmp_path):
@@ -151,24 +154,25 @@ def test_hostile_texts_stay_text(tmp_path):
         review = store.create(setup)
         for model in store.models(review):
             store.add_answers(review, model, [(HOSTILE, HOSTILE, "end")])
-    client = TestClient(review_app(tmp_path))
-    rater = HOSTILE[:64]
-    [token] = client.post("/api/review/pilot/raters", json={"rater": rater}) and [
-        each["item"]
-        for each in client.get("/api/review/pilot/items", params={"rater": rater}).json()["items"]
-    ]
-    body = {"left": {**FULL, "comment": HOSTILE}, "right": FULL, "preference": "left", "comment": HOSTILE}
-    saved = client.post(f"/api/review/pilot/items/{token}", params={"rater": rater}, json=body)
-    assert saved.json()["complete"] == 1
-    query = {"rater": rater, "item": token}
-    pages = [client.get("/review"), client.get("/review/pilot"), client.get("/review/pilot", params=query)]
-    pages += [client.get("/review/pilot", params={"rater": rater}), client.get("/review/pilot/results")]
-    client.post("/api/review/pilot/close", json={})
-    pages += [
-        client.get("/review/pilot/results"),
-        client.get("/review"),
-        client.get("/review/<script>alert(1)"),
-    ]
+    with review_client(tmp_path) as client:
+        rater = HOSTILE[:64]
+        [token] = Rater(client, rater).start()
+        body = {"left": {**FULL, "comment": HOSTILE}, "right": FULL, "preference": "left", "comment": HOSTILE}
+        saved = client.post(f"/api/review/pilot/items/{token}", params={"rater": rater}, json=body)
+        assert saved.json()["complete"] == 1
+        query = {"rater": rater, "item": token}
+        pages = [
+            client.get("/review"),
+            client.get("/review/pilot"),
+            client.get("/review/pilot", params=query),
+        ]
+        pages += [client.get("/review/pilot", params={"rater": rater}), client.get("/review/pilot/results")]
+        client.post("/api/review/pilot/close", json={})
+        pages += [
+            client.get("/review/pilot/results"),
+            client.get("/review"),
+            client.get("/review/<script>alert(1)"),
+        ]
     shown = "".join(page.text for page in pages)
     for page in pages:
         assert "alert(1)</script>" not in page.text
@@ -224,7 +228,7 @@ def test_a_review_without_ratings_has_a_page_of_results(client):
 def test_three_models_are_compared_in_pairs(tmp_path):
     models = ("alpha", "beta-x", "gamma-xy")
     add_review(tmp_path, questions=4, models=models)
-    with TestClient(review_app(tmp_path)) as client:
+    with review_client(tmp_path) as client:
         for name in ("anna", "ben"):
             rater = Rater(client, name, helpful=lambda text: 5.0 if "5 words" in text else 2.0)
             tokens = rater.start()
