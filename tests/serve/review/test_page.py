@@ -44,6 +44,7 @@ def page(browser, address):
     """A page that fails the test after an error of a script or a refusal of the content security policy."""
     context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(120_000)  # machines of CI are slow at times
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if "Content Security" in line.text else None)
