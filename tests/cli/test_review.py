@@ -14,8 +14,8 @@ from review_server import Rater, review_client, write_questions
 
 @pytest.fixture
 def created(meditron: Command, tmp_path: Path) -> Path:
-    """Return the data folder of a review of eight questions."""
-    questions = [{"id": number, "question": f"What is {number}?", "category": "risk"} for number in range(8)]
+    """Return the data folder of a review of twelve questions."""
+    questions = [{"id": number, "question": f"What is {number}?", "category": "risk"} for number in range(12)]
     words = ["--questions", write_questions(tmp_path / "questions.jsonl", questions)]
     for name, text in (("zebra", "Answer 8 words"), ("quokka", "I am Quokka")):
         answers = [{"id": each["id"], "text": f"{text} {each['id']}"} for each in questions]
@@ -24,8 +24,8 @@ def created(meditron: Command, tmp_path: Path) -> Path:
     result = meditron("review", "create", "pilot", *words, "--data", data, "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
-    assert (record["added"], record["questions"], record["names_a_model"]) == (16, 8, 8)
-    assert "8 answers contain the name of a model" in result.err
+    assert (record["added"], record["questions"], record["names_a_model"]) == (24, 12, 12)
+    assert "12 answers contain the name of a model" in result.err
     again = meditron("review", "create", "pilot", *words, "--data", data)
     assert "Nothing to do" in again.err
     return data
@@ -34,7 +34,7 @@ def created(meditron: Command, tmp_path: Path) -> Path:
 def test_a_review_from_creation_to_export(meditron: Command, created: Path, tmp_path: Path) -> None:
     with review_client(created) as client:
         for name in ("anna", "ben"):
-            rater = Rater(client, name, helpful=lambda text: 4.5 if "8 words" in text else 2.0)
+            rater = Rater(client, name, helpful=lambda text: 5.0 if "8 words" in text else 1.5)
             for token in rater.start():
                 rater.rate(token, {})
     listed = json.loads(meditron("review", "list", "--data", created, "--json").out)
@@ -49,16 +49,16 @@ def test_a_review_from_creation_to_export(meditron: Command, created: Path, tmp_
         assert "is not closed" in refused.err
     assert meditron("review", "close", "pilot", "--data", created).code == 0
     shown = meditron("review", "results", "pilot", "--data", created)
-    assert "Raters prefer zebra to quokka" in shown.err
+    assert shown.out.startswith("Raters prefer zebra to quokka")
     assert "Krippendorff" in shown.err
     assert "Helpfulness" in shown.out
     results = json.loads(meditron("review", "results", "pilot", "--data", created, "--json").out)
     assert results["preferences"][0]["share"]["zebra"]["value"] > 0.7
-    assert len(results["names_a_model"]) == 8
+    assert len(results["names_a_model"]) == 12
     out = tmp_path / "out.csv"
     assert meditron("review", "export", "pilot", "--out", out, "--pseudonyms", "--data", created).code == 0
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
-    assert len(rows) == 8 * 2 * 2
+    assert len(rows) == 12 * 2 * 2
     assert {row["rater"] for row in rows} == {"rater-1", "rater-2"}
     lines = tmp_path / "out.jsonl"
     meditron("review", "export", "pilot", "--out", lines, "--data", created)

@@ -1,6 +1,7 @@
 """`meditron review`: blinded side-by-side reviews of models' answers."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from meditron.cli.options import Context, EngineName, Json, print_json
-from meditron.core.console import info, warn
+from meditron.core.console import info, sanitize_terminal, warn
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
 from meditron.model.sampling import SamplingConfig
 
@@ -97,6 +99,7 @@ def create(
             "answers": {label: Path(path).name for label, path in files},
         },
     )
+    info(DISCLAIMER)
     with _open(data) as store:
         review = store.create(setup)
         added = _fill(
@@ -204,7 +207,7 @@ def results(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
             return
         result = analyse_review(store, review)
     for sentence in headline(result):
-        info(sentence)
+        sys.stdout.write(sanitize_terminal(sentence) + "\n\n")
     for table in result_tables(result, review.rubric):
         if table.rows:
             print_table(table.headers, table.rows, title=table.caption, answer=True)

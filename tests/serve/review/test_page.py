@@ -57,7 +57,7 @@ def tab_to(page, name: str) -> None:
     """Press Tab until a control of this name has the focus."""
     for _ in range(60):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.name ?? document.activeElement.textContent") == name:
+        if page.evaluate("document.activeElement.name || document.activeElement.textContent") == name:
             return
     raise AssertionError(f"Tab does not reach {name}")
 
