@@ -28,6 +28,7 @@ from meditron.cli.prompts import PROMPTS
 from meditron.cli.pull import pull
 from meditron.cli.push import push
 from meditron.cli.quantize import quantize
+from meditron.cli.review import REVIEW_COMMANDS
 from meditron.cli.run import run
 from meditron.cli.serve import serve
 from meditron.cli.split import join, split
@@ -65,10 +66,10 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     doctor,
 )
 
-
 GROUPS: Mapping[str, tuple[str, Mapping[str, Callable[..., int | None]]]] = {
     "prompts": ("Versions, labels and scores of stored prompts.", PROMPTS),
     "logs": ("The request log and the audit log of the server.", LOGS),
+    "review": ("Compare models in blinded reviews by people.", REVIEW_COMMANDS),
 }
 """Name of a group of commands → its help, and its commands by name."""
 
@@ -91,6 +92,7 @@ def _add_commands(parent: App, commands: Mapping[str, Callable[..., int | None]]
         parent.command(function, name=name, sort_key=place, help=help_text(function))
 
 
+_PARAMETER = Parameter(negative=(), show_default=default_text)
 app = App(
     name="meditron",
     help="Build a medical language model: corpus, training, evaluation, release.\n\n"
@@ -100,13 +102,15 @@ app = App(
     version=__version__,
     group_parameters=OPTIONS,
     config=refuse_fractions,
-    default_parameter=Parameter(negative=(), show_default=default_text),
+    default_parameter=_PARAMETER,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue
 )
 _add_commands(app, {command_name(function): function for function in COMMANDS})
 for order, (group, (summary, functions)) in enumerate(GROUPS.items(), start=len(COMMANDS)):
-    group_app = App(name=group, help=summary, sort_key=order, group_parameters=OPTIONS)
+    group_app = App(
+        name=group, help=summary, sort_key=order, group_parameters=OPTIONS, default_parameter=_PARAMETER
+    )
     _add_commands(group_app, functions)
     app.command(group_app)
 

@@ -5,7 +5,6 @@ MeditronError                exit 1, HTTP 500
 │   ├── RecipeError          invalid key, type or value in a recipe
 │   ├── RoleError            HTTP 403: the person lacks the role that an action needs
 │   ├── SourceError          HTTP 404: no such source, file or MODEL
-│   ├── RoleError            HTTP 403: the person does not have the role that the request needs
 │   └── MissingExtra         HTTP 501: the library of an extra is not installed
 ├── InputError               HTTP 422: damaged file, or a file of the wrong kind
 │   └── DigestError          the SHA-256 is not the expected one
@@ -113,10 +112,6 @@ class SourceError(UsageError):
     """A source or MODEL that does not exist: no such file, unknown scheme, or no model in it."""
 
 
-class RoleError(UsageError):
-    """A request that needs a role which the person does not have."""
-
-
 class MissingExtra(UsageError):
     """The library of an extra is not installed."""
 
@@ -185,7 +180,6 @@ _STATUS: dict[type[BaseException], ErrorStatus] = {
     UsageError: ErrorStatus(2, 400),
     RoleError: ErrorStatus(2, 403),
     SourceError: ErrorStatus(2, 404),
-    RoleError: ErrorStatus(2, 403),
     MissingExtra: ErrorStatus(2, 501),
     InputError: ErrorStatus(1, 422),
     FetchError: ErrorStatus(1, 502),

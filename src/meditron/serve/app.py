@@ -9,12 +9,13 @@ from starlette.routing import BaseRoute
 from meditron.serve import api, chat_routes, log_routes, login, pages, prompt_routes
 from meditron.serve.guard import Guard
 from meditron.serve.replies import EXCEPTION_HANDLERS
+from meditron.serve.review import routes as review
 from meditron.serve.state import ServeState
 
 __all__ = ["build_app"]
 
 # Each part of the server is a module with a list `routes`.
-_PARTS = (pages, login, api, chat_routes, prompt_routes, log_routes)
+_PARTS = (pages, login, api, chat_routes, prompt_routes, log_routes, review)
 
 
 def build_app(state: ServeState, further_routes: Sequence[BaseRoute] = ()) -> Starlette:

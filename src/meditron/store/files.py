@@ -78,9 +78,10 @@ def cache_folder() -> Path:
 
 
 def data_folder() -> Path:
-    """Return the folder of what the user makes: `$XDG_DATA_HOME/meditron`, or `~/.local/share/meditron`."""
-    data_home = os.environ.get("XDG_DATA_HOME")
-    return (Path(data_home).absolute() if data_home else Path.home() / ".local" / "share") / "meditron"
+    """Return `$XDG_DATA_HOME/meditron`, else `~/.local/share/meditron`."""
+    if parent := os.environ.get("XDG_DATA_HOME"):
+        return Path(parent).expanduser().absolute() / "meditron"
+    return Path.home() / ".local" / "share" / "meditron"
 
 
 @contextmanager
