@@ -202,9 +202,9 @@ def _theirs(
     seconds = _cpu_seconds(command, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf")})
     scores = {}
     for file in (work / "theirs").rglob("samples_*.jsonl"):
-        number = file.name.split("_")[2]  # samples_local_0_2026-….jsonl
+        part = file.name.split("_")[2]  # samples_local_0_2026-….jsonl
         for sample in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            identity = by_text[number, *_document_key(sample["doc"])]
+            identity = by_text[part, *_document_key(sample["doc"])]
             scores[identity] = [float(answer[0]) for answer in sample["filtered_resps"]]
     return seconds, scores
 
