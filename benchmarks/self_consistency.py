@@ -1,7 +1,8 @@
 """Self-consistency of five samples through llama.cpp, with early stopping and without.
 
-    python -m benchmarks.self_consistency ../shared/data 50
+    python -m benchmarks.self_consistency ../shared/data 50 256
 
+The arguments are the data folder, the number of questions and the largest number of tokens of a sample.
 Prints a JSON line: the share of samples that early stopping saves. Fails if a winner differs, if the samples
 of a question differ between the two runs, or if a repeated run writes other rows.
 """
@@ -25,6 +26,7 @@ _FILE = "medqa-usmle/test_4options.first1000.jsonl.gz"
 def main() -> None:
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("../shared/data")
     questions = int(sys.argv[2]) if len(sys.argv) > 2 else 50
+    max_tokens = int(sys.argv[3]) if len(sys.argv) > 3 else 256
     if not data.is_dir():
         print("no folder of questions: skipped")
         return
@@ -33,7 +35,7 @@ def main() -> None:
         with gzip.open(data / _FILE) as file:
             (folder / "medqa.jsonl").write_bytes(b"".join(file.readline() for _ in range(questions)))
         early, again, full = (
-            _rows(folder, name, early_stop=stop)
+            _rows(folder, name, early_stop=stop, max_tokens=max_tokens)
             for name, stop in (("early", True), ("again", True), ("full", False))
         )
     assert early == again, "a repeated run gives other rows"
@@ -52,12 +54,13 @@ def main() -> None:
         bar=None,
         peer_name="without early stopping",
         questions=questions,
+        max_tokens=max_tokens,
         parse_rate=sum(row.prediction is not None for row in early.values()) / questions,
     )
 
 
-def _rows(folder: Path, name: str, *, early_stop: bool) -> dict[str, GeneratedRow]:
-    options = EvalOptions(methods=("self-consistency",), early_stop=early_stop)
+def _rows(folder: Path, name: str, *, early_stop: bool, max_tokens: int) -> dict[str, GeneratedRow]:
+    options = EvalOptions(methods=("self-consistency",), early_stop=early_stop, max_tokens=max_tokens)
     _, path = evaluate_on_task(_MODEL, str(folder / "medqa.jsonl"), options, out=folder / name, seed=5)
     rows = read_rows(path, QuestionRow)
     # The cache key differs between the runs with and without early stopping.

@@ -48,6 +48,7 @@ def running_server(path: Path) -> Iterator[tuple[str, int]]:
     """Run `meditron serve`; yields its address and process id."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--port", "0", "--json", "--data", folder, "--threads", str(usable_cores())]
+        words += ["--queue", "1024", "--queue-seconds", "3600"]  # no stream of a load is refused
         process = subprocess.Popen(
             [sys.executable, "-m", "meditron", "serve", str(path), *words, "--context", "8192"],
             stdout=subprocess.PIPE,

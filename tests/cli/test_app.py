@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.app import COMMANDS, app, command_name
+from meditron.cli.app import COMMANDS, GROUPS, app, command_name
 from meditron.cli.errors import EXTRAS
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.recipe import load_recipe
@@ -17,11 +17,12 @@ from meditron.sources.registry import SOURCES
 
 ROOT = Path(__file__).parents[2]
 NAMES = [command_name(command) for command in COMMANDS]
+GROUPED = [(group, name) for group, (_, commands) in GROUPS.items() for name in commands]
 HEAVY = {"torch", "transformers", "ray", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
 HEAVY |= {"numpy", "pydantic"}  # half a second together
 HELP = """
 import runpy, sys
-for words in (["--version"], ["--help"], *([name, "--help"] for name in sys.argv[1:])):
+for words in (["--version"], ["--help"], *([*name.split(), "--help"] for name in sys.argv[1:])):
     sys.argv = ["meditron", *words]
     try:
         runpy.run_module("meditron", run_name="__main__")
@@ -32,10 +33,11 @@ for words in (["--version"], ["--help"], *([name, "--help"] for name in sys.argv
 
 
 def test_help_imports_nothing_heavy(process: Command) -> None:
-    result = process("-W", "ignore::RuntimeWarning", "-c", HELP, *NAMES)
+    names = [*NAMES, *GROUPS, *map(" ".join, GROUPED)]
+    result = process("-W", "ignore::RuntimeWarning", "-c", HELP, *names)
     assert result.code == 0, result.err
     listed = [set(line.split()) for line in result.out.splitlines() if line.startswith("MODULES")]
-    assert len(listed) == 2 + len(NAMES)
+    assert len(listed) == 2 + len(names)
     for modules in listed:
         assert not modules & HEAVY
         # A library that the command needs: the list is not empty by mistake.
@@ -46,7 +48,7 @@ def test_help_imports_nothing_heavy(process: Command) -> None:
 def test_help_lists_the_commands_and_the_advisory(meditron: Command) -> None:
     result = meditron("--help")
     assert result.code == 0
-    for name in NAMES:
+    for name in (*NAMES, *GROUPS):
         assert re.search(rf"│ {name} ", result.out)
     assert DISCLAIMER in " ".join(result.out.split())
 
@@ -63,6 +65,22 @@ def test_every_command_has_help_with_a_valid_example(meditron: Command, name: st
         command, bound, _ = app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
         assert command_name(command) == name
         assert bound.arguments
+
+
+@pytest.mark.parametrize(("group", "name"), GROUPED)
+def test_every_command_of_a_group_has_json_and_help_with_a_valid_example(
+    meditron: Command, group: str, name: str
+) -> None:
+    result = meditron(group, name, "--help")
+    assert result.code == 0
+    function = GROUPS[group][1][name]
+    examples = re.findall(r"^\s+(meditron .*)$", str(function.__doc__), re.MULTILINE)
+    assert examples
+    for example in examples:
+        command, _, _ = app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
+        assert command is function
+    flags = {flag for argument in app[group][name].assemble_argument_collection() for flag in argument.names}
+    assert "--json" in flags
 
 
 def test_examples_name_stages_of_the_quickstart() -> None:

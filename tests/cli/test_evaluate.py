@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from command import Command
+from meditron.evaluate.config import EvalOptions
+from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.model import LocalModel
+from meditron.store.ancestry import Ancestry, Training, write_ancestry
 from meditron.store.jsonl import JsonlWriter
+from meditron.store.manifest import Artifact
+from meditron.store.prompts import PromptStore
 from meditron.tasks.formats import FORMATS
-from tiny import TEXTS, tiny_hf
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
+from meditron.tasks.registry import open_task
+from tiny import CHAT, TEXTS, tiny_hf
 
 QUESTIONS = [
     {"id": f"q{n}", "question": f"{TEXTS[n % 5]} ({n})", "options": ["yes", "no"], "gold": n % 2}
@@ -321,3 +329,64 @@ def test_the_command_on_two_processes_writes_the_bytes_of_one(
     refused = meditron("evaluate", "api:http://localhost:1/v1", "--task", questions, "--nproc", "2")
     assert refused.code == 2
     assert "behind a server, which 2 processes do not make faster" in refused.err
+
+
+def test_a_stored_prompt_comes_before_each_question_and_gets_the_score(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "prompts"
+    evaluate = ("evaluate", model, "--task", questions, "--questions", "4", "--json", "--prompts", folder)
+    assert meditron("prompts", "add", "brief", "--from", "one-shot-medical", "--prompts", folder).code == 0
+    plain = json.loads(meditron(*evaluate).out)
+    assert plain["system_prompt"] is None
+    done = meditron(*evaluate, "--system-prompt", "brief")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["prompt_sha256"] != plain["prompt_sha256"]
+    shown = json.loads(meditron("prompts", "score", "brief", "--json", "--prompts", folder).out)
+    version = json.loads(meditron("prompts", "show", "brief", "--json", "--prompts", folder).out)["version"]
+    assert result["system_prompt"] == f"brief@{version}"
+    [score] = shown["scores"]
+    assert (score["version"], score["n"], score["accuracy"]) == (version, 4, result["accuracy"])
+    rows = [json.loads(line) for line in Path(result["rows"]).read_text(encoding="utf-8").splitlines()]
+    assert {row["system_prompt"] for row in rows} == {None, f"brief@{version}"}
+    # The text itself, as a template, gives the same prompts and so the same scores.
+    text = PromptStore(folder).find("brief").text
+    [example, answer] = text.messages
+    introduction = f"{text.system}\n\nQuestion: {example.content}\nAnswer: {answer.content}\n\n"
+    template = tmp_path / "mine.toml"
+    letters = PROMPT_TEMPLATES["letters"]
+    keys = {"introduction": introduction, **{k: getattr(letters, k) for k in ("question", "option", "cue")}}
+    lines = [f"{key} = {json.dumps(text)}\n" for key, text in keys.items()]
+    template.write_text("".join(["version = 1\nanswer = 'letter'\n", *lines]), encoding="utf-8")
+    same = json.loads(meditron(*evaluate, "--template", template).out)
+    assert same["prompt_sha256"] == result["prompt_sha256"]
+    for words, problem in [
+        (["--system-prompt", "nothing"], "no prompt 'nothing'"),
+        (["--system-prompt", "asks"], "the prompt's variable who has no value"),
+    ]:
+        meditron("prompts", "add", "asks", "--system", "{{who}}?", "--prompts", folder)
+        refused = meditron(*evaluate, *words)
+        assert refused.code == 2
+        assert problem in refused.err
+
+
+def test_a_stored_prompt_is_part_of_the_chat_messages(
+    meditron: Command, tmp_path: Path, questions: Path
+) -> None:
+    folder, prompts = tiny_hf(tmp_path / "chat", control=CHAT), tmp_path / "prompts"
+    training = Training(stage="f", kind="finetune", data="d", data_digest="x", chat_template="chatml")
+    write_ancestry(folder, Ancestry(base="b", base_digest="x", trainings=(training,)))
+    assert meditron("prompts", "add", "brief", "--system", "Be brief.", "--prompts", prompts).code == 0
+    evaluate = ("evaluate", folder, "--task", questions, "--questions", "2", "--json", "--prompts", prompts)
+    done = meditron(*evaluate, "--system-prompt", "brief")
+    assert done.code == 0, done.err
+    prompt = PromptStore(prompts).find("brief")
+    eval_set = EvalSet.from_task(
+        open_task(str(questions)), EvalOptions(questions=2), seed=1, stored_prompt=prompt
+    )[0]
+    local = LocalModel(str(folder), Artifact(str(folder), folder, ""), "float32")
+    first, *_ = eval_set.prompts(local)
+    assert first.messages[0] == {"role": "system", "content": "Be brief."}
+    assert first.rendered.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    assert first.unconditional_messages[0] == first.messages[0]

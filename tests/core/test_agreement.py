@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.agreement import (
     cluster_interval,
     cluster_sums,
     cohen_kappa,
+    coincidence_alpha,
+    coincidence_sums,
     krippendorff_alpha,
     krippendorff_sums,
     prediction_powered_rate,
@@ -48,6 +50,33 @@ def test_alpha_is_that_of_the_krippendorff_package(table):
     else:
         expected = krippendorff.alpha(np.array(table).T, level_of_measurement="nominal", value_domain=[0, 1])
         assert alpha == pytest.approx(expected)
+
+
+RATINGS = st.lists(
+    st.lists(st.sampled_from([1.0, 2.0, 3.0, 5.0, math.nan]), min_size=3, max_size=3), min_size=2, max_size=20
+)
+
+
+@settings(max_examples=40)
+@given(RATINGS, st.sampled_from(["ordinal", "nominal"]))
+def test_alpha_of_ratings_is_that_of_the_krippendorff_package(table, level):
+    krippendorff = pytest.importorskip("krippendorff")
+    sums = coincidence_sums(table, range(1, 6)).sum(0)
+    alpha = float(coincidence_alpha(sums, ordinal=level == "ordinal"))
+    if (sums.reshape(5, 5).sum(0) > 0).sum() < 2:
+        assert math.isnan(alpha)
+    else:
+        expected = krippendorff.alpha(
+            np.array(table).T, level_of_measurement=level, value_domain=[1, 2, 3, 4, 5]
+        )
+        assert alpha == pytest.approx(expected)
+
+
+@settings(max_examples=40)
+@given(TABLES)
+def test_both_forms_of_alpha_agree_on_verdicts(table):
+    general = float(coincidence_alpha(coincidence_sums(table, [0, 1]).sum(0), ordinal=False))
+    assert general == pytest.approx(float(krippendorff_alpha(krippendorff_sums(table).sum(0))), nan_ok=True)
 
 
 def test_alpha_of_the_published_example():

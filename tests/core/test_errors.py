@@ -12,6 +12,7 @@ from meditron.core.errors import (
     InputError,
     MeditronError,
     RecipeError,
+    RoleError,
     SourceError,
     UsageError,
     status_of,
@@ -22,6 +23,7 @@ from meditron.core.errors import (
     ("error", "status"),
     [
         (UsageError("x"), ErrorStatus(2, 400)),
+        (RoleError("x"), ErrorStatus(2, 403)),
         (SourceError("x"), ErrorStatus(2, 404)),
         (InputError("file", "x"), ErrorStatus(1, 422)),
         (MeditronError("x"), ErrorStatus(1, 500)),
@@ -57,7 +59,7 @@ def test_every_class_of_the_hierarchy_is_in_the_drawing_and_has_a_4xx_or_5xx_sta
     classes = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MeditronError)
     ]
-    assert len(classes) == 13
+    assert len(classes) == 14
     for kind in classes:
         assert kind.__name__ in (errors.__doc__ or "")
         error = kind.__new__(kind)

@@ -22,11 +22,11 @@ from meditron.corpus.personal_information import (
     masked_samples,
     shown_beginning,
 )
-from meditron.corpus.personal_patterns import KINDS, find_personal_information
 from meditron.sources.document import Document, Section
 from meditron.sources.medline import read
 from meditron.store.corpus import read_corpus
 from meditron.store.jsonl import read_jsonl
+from meditron.text.personal_patterns import KINDS, find_personal_information
 
 from .test_build import artifacts, config
 

@@ -1,6 +1,8 @@
 """The API through the clients that people use: openai's and LangChain's packages."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,7 +163,8 @@ def test_invalid_requests(server: Server, changes: dict, status: int, message: s
 
 def test_invalid_bodies(server: Server):
     for content in (b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}'):
-        answer = httpx.post(f"{server.url}v1/chat/completions", content=content)
+        headers = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{server.url}v1/chat/completions", content=content, headers=headers)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
@@ -192,6 +195,21 @@ def test_names_of_control_tokens_in_a_message_are_text(server: Server, chat_gguf
     assert sum(i in tokenizer.special_ids for i in answer["tokens"]) == 3
     text = server.post("detokenize", model="chat", tokens=answer["tokens"]).json()["content"]
     assert forged[0]["content"] in text
+
+
+def test_a_long_text_does_not_hold_up_other_requests(server: Server):
+    text = "the heart and the lung " * 100_000
+    sent = threading.Thread(target=server.post, args=("tokenize",), kwargs={"model": "chat", "content": text})
+    start = time.monotonic()
+    sent.start()
+    while sent.is_alive():
+        begun = time.monotonic()
+        assert server.get("health").json() == {"status": "ok"}
+        longest = time.monotonic() - begun
+        if time.monotonic() - start > 0.3:
+            break
+    sent.join()
+    assert longest < 0.5 * (time.monotonic() - start)
 
 
 def test_a_base_model_gets_an_example_and_does_not_go_on_with_questions(server: Server, base_gguf: Path):

@@ -82,7 +82,7 @@ def test_a_killed_process_fails_its_requests_and_the_next_starts_another(server:
     error = json.loads(last.removeprefix("data: "))["error"]
     assert "was killed by SIGKILL" in error["message"]
     assert error["type"] == "server_error"
-    assert answers[0].status_code == 503
+    assert answers[0].status_code == 200  # it waited for its slot outside of the process
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
     assert server.children() != [child]
 

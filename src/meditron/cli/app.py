@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import getdoc
 from typing import Annotated
 
@@ -20,12 +20,15 @@ from meditron.cli.explain import explain
 from meditron.cli.generate import generate
 from meditron.cli.imatrix import imatrix
 from meditron.cli.inspect import inspect
+from meditron.cli.logs import LOGS
 from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
 from meditron.cli.plan import plan
+from meditron.cli.prompts import PROMPTS
 from meditron.cli.pull import pull
 from meditron.cli.push import push
 from meditron.cli.quantize import quantize
+from meditron.cli.review import REVIEW_COMMANDS
 from meditron.cli.run import run
 from meditron.cli.serve import serve
 from meditron.cli.split import join, split
@@ -35,7 +38,7 @@ from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.version import __version__
 
-__all__ = ["COMMANDS", "app", "command_name", "help_text", "main"]
+__all__ = ["COMMANDS", "GROUPS", "app", "command_name", "help_text", "main"]
 
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
@@ -63,6 +66,13 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     doctor,
 )
 
+GROUPS: Mapping[str, tuple[str, Mapping[str, Callable[..., int | None]]]] = {
+    "prompts": ("Versions, labels and scores of stored prompts.", PROMPTS),
+    "logs": ("The request log and the audit log of the server.", LOGS),
+    "review": ("Compare models in blinded reviews by people.", REVIEW_COMMANDS),
+}
+"""Name of a group of commands → its help, and its commands by name."""
+
 
 def help_text(command: Callable[..., object]) -> str:
     """Return a command's docstring as help text: each paragraph on one line, examples unchanged."""
@@ -75,6 +85,14 @@ def command_name(command: Callable[..., object]) -> str:
     return command.__name__.removesuffix("_result")
 
 
+def _add_commands(parent: App, commands: Mapping[str, Callable[..., int | None]]) -> None:
+    for flag in ("--help", "--version"):
+        parent[flag].group = GENERAL
+    for place, (name, function) in enumerate(commands.items()):
+        parent.command(function, name=name, sort_key=place, help=help_text(function))
+
+
+_PARAMETER = Parameter(negative=(), show_default=default_text)
 app = App(
     name="meditron",
     help="Build a medical language model: corpus, training, evaluation, release.\n\n"
@@ -84,14 +102,17 @@ app = App(
     version=__version__,
     group_parameters=OPTIONS,
     config=refuse_fractions,
-    default_parameter=Parameter(negative=(), show_default=default_text),
+    default_parameter=_PARAMETER,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue
 )
-for flag in ("--help", "--version"):
-    app[flag].group = GENERAL
-for place, function in enumerate(COMMANDS):
-    app.command(function, name=command_name(function), sort_key=place, help=help_text(function))
+_add_commands(app, {command_name(function): function for function in COMMANDS})
+for order, (group, (summary, functions)) in enumerate(GROUPS.items(), start=len(COMMANDS)):
+    group_app = App(
+        name=group, help=summary, sort_key=order, group_parameters=OPTIONS, default_parameter=_PARAMETER
+    )
+    _add_commands(group_app, functions)
+    app.command(group_app)
 
 
 @app.meta.default

@@ -57,6 +57,8 @@ EXTRAS = {
     "uvicorn": "serve",
     "markdown_it": "serve",
     "nh3": "serve",
+    "latex2mathml": "serve",
+    "opentelemetry": "otlp",
 }
 """Import name of a library → the extra that installs it."""
 

@@ -1,18 +1,21 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from meditron.cli.options import Json, Seed, flags_from, print_json, validate_settings
-from meditron.core.console import info
-from meditron.core.errors import UsageError
+from meditron.cli.options import Json, PromptsFolder, Seed, flags_from, print_json, validate_settings
+from meditron.cli.prompts import open_prompts
+from meditron.core.console import info, warn
+from meditron.core.errors import MeditronError, UsageError
 
 if TYPE_CHECKING:
     from meditron.evaluate.config import EvalOptions
+    from meditron.store.prompts import StoredPrompt
     from meditron.store.results import EvaluationResult
 
 __all__ = ["evaluate"]
@@ -63,6 +66,13 @@ Against = Annotated[
     str | None,
     Parameter(help="MODEL to compare distributions with: perplexity ratio, KL divergence, top tokens."),
 ]
+SystemPrompt = Annotated[
+    str | None,
+    Parameter(
+        help="Stored prompt before each question: NAME, NAME@LABEL or NAME@HASH. The score is added to the "
+        "scores of this version."
+    ),
+]
 ProcessCount = Annotated[
     int | None,
     Parameter(
@@ -90,6 +100,8 @@ def evaluate(
     template: Annotated[
         str | None, Parameter(help="Prompt template, or a prompt file (.toml); default: the task's own.")
     ] = None,
+    system_prompt: SystemPrompt = None,
+    prompts: PromptsFolder = None,
     corpus: Annotated[
         Path | None, Parameter(help="Folder of a corpus, for pubmed-sections and --against.")
     ] = None,
@@ -128,7 +140,8 @@ def evaluate(
         if nproc is not None or current_world().size > 1:
             raise UsageError("open answers with rubrics are scored by one process", hint="leave out --nproc")
         options = validate_settings(EvalOptions, settings, names=_FLAGS)
-        _refuse_flags_of_questions(options, {"--template": template, "--corpus": corpus})
+        others = {"--template": template, "--corpus": corpus, "--system-prompt": system_prompt}
+        _refuse_flags_of_questions(options, others)
         result, page = evaluate_on_rubrics(model, Path(task), options, out=out, seed=seed)
         _print_rubrics(result, page, as_json=as_json)
         return
@@ -139,12 +152,16 @@ def evaluate(
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
     if against is not None and corpus is None:
         raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
+    stored = _find_prompt(system_prompt, prompts, against)
     named = {"model": model, "task": task, "against": against, "template": template, "corpus": corpus}
+    named |= {} if stored is None else {"system_prompt": stored.id, "prompts": stored.folder}
     evaluation = validate_settings(Evaluation, {**named, "out": out, "seed": seed, **settings}, names=_FLAGS)
     with open_ranks(nproc) as ranks:
         if ranks is None:  # under torchrun rank 0 prints; this rank has done its part
             return
         result, rows = run_on(ranks, evaluation)
+    if stored is not None:
+        _add_scores(result, stored)
     if as_json:
         print_json(_json_fields(result.model_dump(mode="json"), str(rows)))
     else:
@@ -154,6 +171,46 @@ def evaluate(
         info(f"rows: {rows}")
         if task is not None:
             info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _FolderPrompt:
+    """A version of a stored prompt with its folder."""
+
+    folder: Path
+    prompt: "StoredPrompt"
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+def _find_prompt(reference: str | None, prompts: Path | None, against: str | None) -> _FolderPrompt | None:
+    """Return the stored prompt; UsageError if it has variables, or the evaluation has no questions."""
+    if reference is None:
+        return None
+    if against is not None:
+        raise UsageError("--system-prompt is for questions; --against compares held-out text")
+    store = open_prompts(prompts)
+    found = store.find(reference)
+    found.render({})  # a variable has no value here
+    return _FolderPrompt(store.folder, found)
+
+
+def _add_scores(result: "EvaluationResult", stored: _FolderPrompt) -> None:
+    """Add the scores to those of the prompt's version; a failure is a warning, because the rows are kept."""
+    from meditron.store.people import People
+    from meditron.store.prompt_scores import score_of_result
+    from meditron.store.prompts import PromptStore
+
+    person = People().local
+    try:
+        for scores in result.tasks.values():
+            for score in scores.values():
+                added = score_of_result(score.model_dump(mode="json"), stored.prompt, person.name)
+                PromptStore(stored.folder).add_score(stored.prompt.name, added, person)
+    except MeditronError as error:
+        warn(f"the score was not added to the prompt: {error.message}")
 
 
 def _refuse_flags_of_questions(options: "EvalOptions", others: Mapping[str, object]) -> None:

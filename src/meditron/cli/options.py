@@ -18,18 +18,24 @@ from meditron.core.errors import UsageError
 
 if TYPE_CHECKING:
     from meditron.core.config import Config
+    from meditron.store.people import Person
 
 __all__ = [
     "GENERAL",
     "OPTIONS",
     "STDIN",
+    "ActingAs",
     "Context",
+    "DataFolder",
     "EngineName",
     "Json",
     "Out",
+    "PeopleFile",
+    "PromptsFolder",
     "RecipeFile",
     "Seed",
     "Set",
+    "acting_person",
     "default_text",
     "flags_from",
     "json_was_printed",
@@ -90,6 +96,24 @@ Set = Annotated[
     ),
 ]
 Out = Annotated[Path, Parameter(help="Folder that holds runs.")]
+DataFolder = Annotated[
+    Path | None,
+    Parameter(name="--data", help="Folder of the server's data. [default: $XDG_DATA_HOME/meditron]"),
+]
+PromptsFolder = Annotated[
+    Path | None,
+    Parameter(
+        name="--prompts", help="Folder of stored prompts. [default: prompts in $XDG_DATA_HOME/meditron]"
+    ),
+]
+ActingAs = Annotated[
+    str | None,
+    Parameter(name="--as", help="Name that is recorded; with --people, of a person in that file."),
+]
+PeopleFile = Annotated[
+    Path | None,
+    Parameter(name="--people", help="File of people with roles; the person named by --as needs the role."),
+]
 
 
 def flags_from(
@@ -228,7 +252,7 @@ def refuse_fractions(app: object, commands: Sequence[str], arguments: ArgumentCo
 
 def default_text(value: object) -> str | None:
     """Return the text of a default in the help; None for a default that means that the option is not set."""
-    if value is None or value is False or value == ():
+    if value is None or value is False or value in ((), ""):
         return None
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -271,3 +295,29 @@ def parse_pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"{flag} {text}: not NAME=VALUE", hint=f"{flag} template=letters")
         pairs[name] = value
     return pairs
+
+
+def acting_person(name: str | None, people: Path | None) -> "Person":
+    """Return who runs the command: a person of a file with their roles, or the local user with every role.
+
+    Args:
+        name: The name that --as gives.
+        people: The file of people with roles.
+
+    Raises:
+        UsageError: there is a file without a name, or the name is not in it or is no name.
+        InputError: the file is no list of people.
+    """
+    from meditron.store.people import People, Person, is_person_name
+
+    if people is None:
+        local = People().local
+        if name is not None and not is_person_name(name):
+            raise UsageError(f"--as {name}: not a name", hint="lower-case letters, digits, '.', '_' and '-'")
+        return local if name is None else Person(name, local.roles)
+    if name is None:
+        raise UsageError("--people needs the name of a person", hint="--as NAME")
+    person = People.load(people).named(name)
+    if person is None:
+        raise UsageError(f"{people} has no person '{name}'")
+    return person

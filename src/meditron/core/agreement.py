@@ -1,10 +1,11 @@
 """Agreement of judges, and rates corrected for a judge's errors, with intervals by cluster.
 
 Every statistic is a function of sums over items, given as the last axis of an array, so that it can be
-computed for thousands of resamples at once. The items are yes/no verdicts; those of one conversation are not
-independent, so whole conversations are resampled.
+computed for thousands of resamples at once. The items are yes/no verdicts or ratings; those of one
+conversation are not independent, so whole conversations are resampled.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ __all__ = [
     "cluster_intervals",
     "cluster_sums",
     "cohen_kappa",
+    "coincidence_alpha",
+    "coincidence_sums",
     "krippendorff_alpha",
     "krippendorff_sums",
     "prediction_powered_rate",
@@ -90,6 +93,53 @@ def krippendorff_alpha(sums: Sums) -> Sums:
     """
     disagreement, yes, no = sums[..., 0], sums[..., 1], sums[..., 2]
     return 1 - _divide((yes + no - 1) * disagreement, yes * no)
+
+
+def coincidence_sums(ratings: ArrayLike, values: Sequence[float]) -> Sums:
+    """Return each item's coincidences (items, V²) for `coincidence_alpha`.
+
+    An item with m ratings, n_c of them with the value c, adds n_c n_k / (m − 1) to the pair of values (c, k),
+    and n_c (n_c − 1) / (m − 1) to (c, c). Items with fewer than two ratings add nothing.
+
+    Args:
+        ratings: One of `values`, or NaN (no rating), of shape (items, raters).
+        values: The V possible values, in order.
+    """
+    table = np.asarray(ratings, dtype=float)
+    counts = (table[:, :, None] == np.asarray(values, dtype=float)).sum(1).astype(float)
+    given = counts.sum(1)
+    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(values))
+    weights = np.where(given > 1, 1 / np.maximum(given - 1, 1), 0.0)
+    sums: Sums = (pairs * weights[:, None, None]).reshape(len(table), -1)
+    return sums
+
+
+def coincidence_alpha(sums: Sums, *, ordinal: bool) -> Sums:
+    """Compute Krippendorff's alpha of ratings with any number of values and raters, with gaps.
+
+    α = 1 − (n − 1) Σ o_ck δ²_ck / Σ n_c n_k δ²_ck over all pairs of values (Krippendorff, Computing
+    Krippendorff's Alpha-Reliability, 2011), with the coincidences o, their margins n_c and their sum n. For
+    nominal data δ² is 1 for different values. For ordinal data δ is the difference of the values' mean ranks
+    among all ratings: the number of ratings between them, and half of those with either value.
+
+    Args:
+        sums: Sums (…, V²) of `coincidence_sums` over items.
+        ordinal: The values are ordered.
+
+    Returns:
+        Alpha (…); NaN if all ratings are the same.
+    """
+    size = math.isqrt(sums.shape[-1])
+    coincidences = sums.reshape(*sums.shape[:-1], size, size)
+    margins = coincidences.sum(-1)
+    if ordinal:
+        ranks = np.cumsum(margins, axis=-1) - margins / 2
+        distances = (ranks[..., :, None] - ranks[..., None, :]) ** 2
+    else:
+        distances = np.broadcast_to(1 - np.eye(size), coincidences.shape)
+    observed = (coincidences * distances).sum((-2, -1))
+    expected = (margins[..., :, None] * margins[..., None, :] * distances).sum((-2, -1))
+    return 1 - _divide((margins.sum(-1) - 1) * observed, expected)
 
 
 def rogan_gladen(sums: Sums) -> Sums:

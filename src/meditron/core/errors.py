@@ -3,6 +3,7 @@
 MeditronError                exit 1, HTTP 500
 ├── UsageError               exit 2, HTTP 400: invalid flag, name or combination
 │   ├── RecipeError          invalid key, type or value in a recipe
+│   ├── RoleError            HTTP 403: the person lacks the role that an action needs
 │   ├── SourceError          HTTP 404: no such source, file or MODEL
 │   └── MissingExtra         HTTP 501: the library of an extra is not installed
 ├── InputError               HTTP 422: damaged file, or a file of the wrong kind
@@ -37,6 +38,7 @@ __all__ = [
     "MeditronError",
     "MissingExtra",
     "RecipeError",
+    "RoleError",
     "SourceError",
     "StorageError",
     "TrainingError",
@@ -100,6 +102,10 @@ class RecipeError(UsageError):
         flat = [nested for error in errors for nested in (error, *error.further_errors)]
         flat[0].further_errors = tuple(flat[1:])
         return flat[0]
+
+
+class RoleError(UsageError):
+    """An action that needs a role which the person does not have."""
 
 
 class SourceError(UsageError):
@@ -172,6 +178,7 @@ _FAILURE = ErrorStatus(1, 500)
 _STATUS: dict[type[BaseException], ErrorStatus] = {
     MeditronError: _FAILURE,
     UsageError: ErrorStatus(2, 400),
+    RoleError: ErrorStatus(2, 403),
     SourceError: ErrorStatus(2, 404),
     MissingExtra: ErrorStatus(2, 501),
     InputError: ErrorStatus(1, 422),

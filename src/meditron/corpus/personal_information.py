@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
-from meditron.corpus.personal_patterns import KINDS, PersonalSpan, find_personal_information
 from meditron.sources.document import Document
 from meditron.store.corpus import SectionSpan
+from meditron.text.personal_patterns import KINDS, PersonalSpan, find_personal_information
 
 __all__ = ["PersonalInformation", "mask_text", "masked_samples", "shown_beginning"]
 

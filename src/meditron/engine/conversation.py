@@ -4,6 +4,7 @@ A model without a chat template gets the prompt of `text.base_prompt`, and its a
 question, because such a model tends to continue with further ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from meditron.engine.base import Generates, GivesLogits, Prompt, Reply, ScoresTokens, prompt_ids
@@ -22,6 +23,8 @@ class Chat:
     engine: Generates
     system_prompt: str | None = None
     """System prompt."""
+    examples: Sequence[Message] = ()
+    """Messages before the first question, such as the solved example of a stored prompt."""
     turns: list[tuple[str, str]] = field(default_factory=list)
     """Questions with their answers."""
     dropped_turns: int = 0
@@ -74,6 +77,7 @@ class Chat:
         messages: list[Message] = (
             [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         )
+        messages += self.examples
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return messages

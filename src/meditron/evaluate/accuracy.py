@@ -119,6 +119,7 @@ def score_task(
         template=eval_set.template_id,
         template_sha256=eval_set.task.template.sha256,
         example_prompt=eval_set.template.example(),
+        system_prompt=eval_set.stored_prompt.id if eval_set.stored_prompt else None,
         method_description=eval_set.method.description,
         shots=eval_set.examples.shots,
         shot_ids=tuple(example.id for example in eval_set.examples.drawn_questions),

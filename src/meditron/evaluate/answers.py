@@ -82,6 +82,7 @@ def _cache_key(model: EvalModel, eval_set: EvalSet, prompts: Sequence[EvalPrompt
             **({"shots": eval_set.examples.file_sha256} if eval_set.examples.file_sha256 else {}),
             "form": eval_set.prompt_form(model),
             "method": method.name,
+            **({"system_prompt": eval_set.stored_prompt.id} if eval_set.stored_prompt else {}),
             # The method's own settings, as further keys beside those above.
             **method.cache_key(),
         }
@@ -99,6 +100,7 @@ def _common_fields(model: EvalModel, eval_set: EvalSet, prompt: EvalPrompt, cach
         "template": eval_set.template_id,
         "prompt_form": eval_set.prompt_form(model),
         "method": eval_set.method.name,
+        "system_prompt": eval_set.stored_prompt.id if eval_set.stored_prompt else None,
         "shots": len(prompt.shot_ids),
         "shot_ids": prompt.shot_ids,
         "shots_sha256": eval_set.examples.file_sha256,

@@ -16,6 +16,7 @@ from meditron.evaluate.model import RAW, EvalModel
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.store.files import content_digest
 from meditron.store.identity import content_sha256, normalize_text, short_hash
+from meditron.store.prompts import StoredPrompt
 from meditron.tasks.prompt_template import PromptTemplate, RenderedPrompt
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
@@ -79,10 +80,18 @@ class EvalSet:
     """Name in results: the task's name, with the prompt form and the method if there are several."""
     seed_offset: int = 0
     """Number that the run's seed was raised by for this set."""
+    stored_prompt: StoredPrompt | None = None
+    """Stored prompt whose system text and messages come before each question's prompt."""
 
     @classmethod
     def from_task(
-        cls, task: Task, options: EvalOptions, *, seed: int, shots_from: Path | None = None
+        cls,
+        task: Task,
+        options: EvalOptions,
+        *,
+        seed: int,
+        shots_from: Path | None = None,
+        stored_prompt: StoredPrompt | None = None,
     ) -> tuple[Self, ...]:
         """Create the evaluation sets of a task: take the first questions of the test split and draw examples.
 
@@ -91,6 +100,7 @@ class EvalSet:
             options: Number of questions, number of shots, methods and prompt form.
             seed: Seed of the examples' draw and of sampled answers.
             shots_from: File of questions to draw examples from; default: the task's training split.
+            stored_prompt: Stored prompt without variables that comes before each question.
 
         Returns:
             One evaluation set for each method and prompt form. The first has the task's name as its label.
@@ -109,6 +119,7 @@ class EvalSet:
             examples=draw_examples(task, questions, options.shots, seed, shots_from),
             form="raw" if options.prompt_form == "raw" else "trained",
             label=task.name,
+            stored_prompt=stored_prompt,
         )
         raw = replace(first, form="raw", label=f"{task.name} (raw)")
         forms = [first, raw] if options.prompt_form == "both" else [first]
@@ -184,19 +195,33 @@ class EvalSet:
             return [self._raw_prompt(question) for question in self.questions]
         return [self._chat_prompt(question, model) for question in self.questions]
 
+    @cached_property
+    def _stored_messages(self) -> Sequence[Message]:
+        return [] if self.stored_prompt is None else self.stored_prompt.render({})
+
     def _raw_prompt(self, question: Question) -> EvalPrompt:
         shots = self.examples.examples_for(question)
+        rendered = self.template.render(question, shots)
+        if before := plain_text(self._stored_messages):
+            rendered = replace(
+                rendered,
+                prompt=before + rendered.prompt,
+                unconditional_prompt=before + rendered.unconditional_prompt,
+            )
         return EvalPrompt(
             question=question,
-            rendered=self.template.render(question, shots),
+            rendered=rendered,
             shot_ids=tuple(shot.id for shot in shots),
         )
 
     def _chat_prompt(self, question: Question, model: EvalModel) -> EvalPrompt:
-        """Render the examples as user messages and their answers as assistant messages, like finetuning."""
+        """Render the examples as user messages and their answers as assistant messages, like finetuning.
+
+        The messages of the stored prompt come first.
+        """
         template, form = self.template, model.trained_prompt_form
         shots = self.examples.examples_for(question)
-        example_messages: list[Message] = []
+        example_messages: list[Message] = [*self._stored_messages]
         for shot in shots:
             solved = template.render(shot)
             # Rendered by the function that finetuning uses: some chat templates put a blank before an answer.
@@ -219,6 +244,16 @@ class EvalSet:
             messages=messages,
             unconditional_messages=unconditional,
         )
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """Return messages as the beginning of a prompt in plain text; empty without messages."""
+    parts = []
+    for message in messages:
+        label = {"user": "Question: ", "assistant": "Answer: "}.get(str(message["role"]), "")
+        end = "\n" if message["role"] == "user" else "\n\n"
+        parts.append(f"{label}{message['content']}{end}")
+    return "".join(parts)
 
 
 def question_clusters(questions: Sequence[Question]) -> Mapping[str, str]:

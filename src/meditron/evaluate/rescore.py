@@ -12,6 +12,8 @@ from meditron.evaluate.model import RAW
 from meditron.evaluate.result_rows import open_result
 from meditron.evaluate.settings import METHOD, SHOTS, Setting
 from meditron.evaluate.standalone import evaluate_on_task
+from meditron.store.files import data_folder
+from meditron.store.prompts import PromptStore
 
 __all__ = ["RunOptions", "run_between"]
 
@@ -92,6 +94,9 @@ def _run(pair: SettingPair, changed: frozenset[str], options: RunOptions) -> lis
         # Settings of the method, such as the rule or the temperature.
         if key not in values and factor in {*pair.a.factors, *pair.b.factors} - _NOT_SET:
             values[key] = getattr(row(factor), key)
+    # The hash in the rows selects the version, so a label that has moved since does not matter.
+    used = row("system prompt").system_prompt
+    stored = PromptStore(data_folder() / "prompts").find(used) if used else None
     name = options.model or row("model").model
     _, path = evaluate_on_task(
         name,
@@ -101,6 +106,7 @@ def _run(pair: SettingPair, changed: frozenset[str], options: RunOptions) -> lis
         corpus=options.corpus,
         out=options.out,
         seed=options.seed,
+        stored_prompt=stored,
     )
     result = open_result(f"{path}:{name}")
     return [Setting(rows, result.name) for settings in result.tasks.values() for rows in settings]

@@ -115,6 +115,8 @@ class QuestionRow(EvalRow):
     """Form of the prompt: `raw`, or the name of a chat template."""
     method: str
     """Name of the evaluation method, which decides the type of the row."""
+    system_prompt: str | None = None
+    """Name and hash of the stored prompt before the question, `NAME@HASH`; None without one."""
     shots: int | None = Field(ge=0)
     """Number of solved examples in the prompt."""
     shot_ids: tuple[str, ...] = ()

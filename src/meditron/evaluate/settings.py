@@ -36,7 +36,7 @@ _NOT_SETTINGS = frozenset(
         *("scores", "token", "option_probability_mass", "outputs", "votes", "unfinished"),
     }
 )
-PROMPT_FACTORS = frozenset({"task version", "template", SHOTS, "prompt form"})
+PROMPT_FACTORS = frozenset({"task version", "template", SHOTS, "prompt form", "system prompt"})
 """Factors that change the text of the prompts."""
 
 

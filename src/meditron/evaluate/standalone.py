@@ -33,6 +33,7 @@ from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
+from meditron.store.prompts import PromptStore, StoredPrompt
 from meditron.store.results import EvaluationResult
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task, parse_task
@@ -54,10 +55,20 @@ class Evaluation(EvalOptions, StageConfig):
     template: str | None = None
     corpus: Path | None = None
     out: Path | None = None
+    system_prompt: str | None = None
+    """Stored prompt before each question: `NAME@HASH`."""
+    prompts: Path | None = None
+    """Folder of that prompt."""
 
     def inputs(self) -> dict[str, str]:
         """Return no inputs: models and tasks are opened by their names."""
         return {}
+
+    def stored_prompt(self) -> StoredPrompt | None:
+        """Return the stored prompt; SourceError if there is none of this name."""
+        if self.system_prompt is None or self.prompts is None:
+            return None
+        return PromptStore(self.prompts).find(self.system_prompt)
 
 
 def run_on(ranks: Ranks, evaluation: Evaluation) -> tuple[EvaluationResult, Path]:
@@ -93,6 +104,7 @@ def run(evaluation: Evaluation, inputs: Mapping[str, Artifact], out: Path) -> di
             corpus=evaluation.corpus,
             out=evaluation.out,
             seed=seed,
+            stored_prompt=evaluation.stored_prompt(),
         )
     return {"result": result.model_dump_json(), "rows": str(rows)}
 
@@ -106,6 +118,7 @@ def evaluate_on_task(
     corpus: Path | None = None,
     out: Path | None = None,
     seed: int = 1,
+    stored_prompt: StoredPrompt | None = None,
 ) -> tuple[EvaluationResult, Path]:
     """Score a model on a task, and compute the baselines.
 
@@ -120,6 +133,7 @@ def evaluate_on_task(
         corpus: Folder of a corpus, for tasks that are made from one.
         out: Folder of the rows file; default: `evaluations/MODEL`.
         seed: Seed of the examples' draw.
+        stored_prompt: Stored prompt without variables that comes before each question.
 
     Returns:
         The results, and the path of the rows file.
@@ -137,7 +151,9 @@ def evaluate_on_task(
     eval_model = _open_model(model, options) if isinstance(model, str) else model
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
-    eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
+    eval_sets = EvalSet.from_task(
+        opened, options, seed=seed, shots_from=shots_from, stored_prompt=stored_prompt
+    )
     variants = [EvalVariants.of(eval_set, options, seed, shots_from) for eval_set in eval_sets]
     path = (out or _default_folder(eval_model.name)) / rows_file_name(opened.name)
     # The end of the `with` block closes the engine, so its name and identity are read inside.

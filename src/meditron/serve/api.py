@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meditron.serve import answers, responses
+from meditron.serve.access import require_role
 from meditron.serve.connection import EventStream, until_disconnect
 from meditron.serve.errors import RequestError, error_response
 from meditron.serve.generation import GenerationRequest, Piece, chat_generation, completion_generations
@@ -30,11 +31,13 @@ from meditron.serve.schemas import (
     parse_request,
 )
 from meditron.serve.state import ModelInfo, PromptUse
-from meditron.serve.stored_prompts import apply_stored_prompt
+from meditron.serve.stored_prompts import apply_stored_prompt, prompt_headers
 
 __all__ = ["routes"]
 
-_SETTINGS_EXCLUDED = {"model", "messages", "prompt", "input", "metadata", "user"}
+_SETTINGS_EXCLUDED = {"model", "messages", "prompt", "input", "instructions", "metadata", "tags", "user"}
+_REQUEST_ID = "X-Request-Id"
+"""Header with the id of a request in the log."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -50,7 +53,7 @@ def _handled(handler: Handler) -> Handler:
         except Exception as error:  # every error gets the form of OpenAI's API
             return error_response(error)
 
-    return handle
+    return require_role("chat")(handle)
 
 
 def _pool(request: Request) -> ModelPool:
@@ -64,6 +67,7 @@ def _origin(request: Request, body: Any, prompt: PromptUse | None = None) -> Ori
         endpoint=request.url.path,
         person=person_of(request).name,
         prompt=prompt,
+        tags=tuple(getattr(body, "tags", None) or ()),
         metadata=getattr(body, "metadata", None) or {},
         sampling=body.model_dump(mode="json", exclude_none=True, exclude=_SETTINGS_EXCLUDED, by_alias=True),
     )
@@ -73,14 +77,17 @@ def _origin(request: Request, body: Any, prompt: PromptUse | None = None) -> Ori
 async def _chat(request: Request) -> Response:
     body = parse_request(ChatRequest, await request.body())
     generation = chat_generation(body, state_of(request).config)
-    messages, prompt = await apply_stored_prompt(request, generation.messages or ())
-    pieces = _pool(request).generate(replace(generation, messages=messages), _origin(request, body, prompt))
+    messages, prompt = await apply_stored_prompt(request, body.prompt, generation.messages or ())
+    origin = _origin(request, body, prompt)
+    headers = {_REQUEST_ID: origin.id, **prompt_headers(prompt)}
+    pieces = _pool(request).generate(replace(generation, messages=messages), origin)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(answers.chat_chunks(body.model, pieces, include_usage=usage))
+        return EventStream(answers.chat_chunks(body.model, pieces, include_usage=usage), headers=headers)
     done, usage_numbers = await answers.collect(pieces, generation.n)
     return JSONResponse(
-        answers.chat_body(body.model, done, usage_numbers, logprobs=generation.logprobs is not None)
+        answers.chat_body(body.model, done, usage_numbers, logprobs=generation.logprobs is not None),
+        headers=headers,
     )
 
 
@@ -91,17 +98,21 @@ async def _completions(request: Request) -> Response:
     n = generations[0].n
     echoes = await _echoes(_pool(request), body) if body.echo else [""] * len(generations)
     echoes = [echo for echo in echoes for _ in range(n)]
-    pieces = _in_turn(_pool(request), generations, _origin(request, body))
+    origin = _origin(request, body)
+    headers = {_REQUEST_ID: origin.id}
+    pieces = _in_turn(_pool(request), generations, origin)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(
-            answers.completion_chunks(body.model, pieces, echoes=echoes, n=n, include_usage=usage)
+            answers.completion_chunks(body.model, pieces, echoes=echoes, n=n, include_usage=usage),
+            headers=headers,
         )
     done, usage_numbers = await answers.collect(pieces, n)
     return JSONResponse(
         answers.completion_body(
             body.model, done, usage_numbers, echoes=echoes, logprobs=body.logprobs is not None
-        )
+        ),
+        headers=headers,
     )
 
 
@@ -110,8 +121,10 @@ async def _in_turn(
 ) -> AsyncGenerator[Piece]:
     """Yield the pieces of several generations, whose answers are numbered on."""
     first = 0
-    for generation in generations:
-        async with aclosing(pool.generate(generation, origin)) as pieces:
+    for place, generation in enumerate(generations):
+        # Each prompt is a row of the log.
+        part = replace(origin, id=f"{origin.id}-{place}") if place else origin
+        async with aclosing(pool.generate(generation, part)) as pieces:
             async for piece in pieces:
                 yield replace(piece, index=first + piece.index)
         first += generation.n
@@ -127,13 +140,16 @@ async def _echoes(pool: ModelPool, body: CompletionRequest) -> list[str]:
 @_handled
 async def _responses(request: Request) -> Response:
     body = parse_request(ResponsesRequest, await request.body())
-    messages, prompt = await apply_stored_prompt(request, responses.response_messages(body))
+    messages, prompt = await apply_stored_prompt(request, body.prompt, responses.response_messages(body))
     generation = responses.response_generation(body, messages, state_of(request).config)
-    pieces = _pool(request).generate(generation, _origin(request, body, prompt))
+    origin = _origin(request, body, prompt)
+    headers = {_REQUEST_ID: origin.id, **prompt_headers(prompt)}
+    pieces = _pool(request).generate(generation, origin)
     if body.stream:
-        return EventStream(responses.response_events(body, generation, pieces), responses.response_failure)
+        events = responses.response_events(body, generation, pieces)
+        return EventStream(events, responses.response_failure, headers=headers)
     [answer], usage = await answers.collect(pieces)
-    return JSONResponse(responses.response_body(body, generation, answer, usage))
+    return JSONResponse(responses.response_body(body, generation, answer, usage), headers=headers)
 
 
 @_handled

@@ -52,5 +52,8 @@ class ServeConfig(Config):
     """Largest request body in bytes."""
     log_content: bool = False
     """Store the text of requests and answers in the request log."""
+    otlp: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """OTLP endpoint that gets each request as an OpenTelemetry span, such as
+    `http://localhost:4318/v1/traces`."""
     retention_days: float | None = Field(default=90.0, gt=0)
     """Days after which entries of the request log are deleted; none = never."""

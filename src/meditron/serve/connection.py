@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -64,9 +65,12 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[bytes],
         failure: Callable[[Mapping[str, Any]], bytes] = event,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Stream events; `failure` makes the event for an error's body."""
         super().__init__()
+        self._more_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._events, self._failure = events, failure
         self._begun = False
         self._last = time.monotonic()
@@ -101,7 +105,9 @@ class EventStream(Response):
         self._last = time.monotonic()
         if not self._begun:
             self._begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more_headers]}
+            )
         await send({"type": "http.response.body", "body": content, "more_body": True})
 
     async def _ping(self, send: Send) -> None:

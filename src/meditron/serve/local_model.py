@@ -138,7 +138,9 @@ class LocalModel:
         """
         with self._in_use():
             tokenizer = await self._load_tokenizer()
-            ids = [list(text) if not isinstance(text, str) else tokenizer.encode(text) for text in inputs]
+            ids = await asyncio.to_thread(
+                lambda: [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in inputs]
+            )
             limit = min(self._context, EMBEDDING_TOKENS)
             for number, each in enumerate(ids):
                 _check_ids(tokenizer, each)
@@ -154,15 +156,14 @@ class LocalModel:
     async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a text or of a conversation that is to be answered."""
         tokenizer = await self._load_tokenizer()
-        if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
-        return await asyncio.to_thread(encode_prompt, tokenizer, prompt, None)
+        messages, text = (None, prompt) if isinstance(prompt, str) else (prompt, None)
+        return await asyncio.to_thread(encode_prompt, tokenizer, messages, text)  # megabytes take seconds
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of token ids."""
         tokenizer = await self._load_tokenizer()
         _check_ids(tokenizer, ids)
-        return tokenizer.decode(ids, skip_special=False)
+        return await asyncio.to_thread(tokenizer.decode, ids, skip_special=False)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

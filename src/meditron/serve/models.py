@@ -1,42 +1,30 @@
 """The models of a server: lookup, admission, time limits, and a record of each request."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from typing import Any, Protocol
+from typing import Any
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.serve.config import ServeConfig
 from meditron.serve.errors import CLIENT_CLOSED_REQUEST, RequestError, TimeLimitError, error_body
 from meditron.serve.generation import GenerationRequest, Piece, chat_generation
+from meditron.serve.limits import Limits
 from meditron.serve.local_model import LocalModel
 from meditron.serve.schemas import ChatRequest, parse_request
-from meditron.serve.state import ChatCall, ChatPiece, Exchange, ModelInfo, PromptUse
+from meditron.serve.state import ChatCall, ChatPiece, Exchange, ModelInfo, PromptUse, new_request_id
 from meditron.serve.upstream import Upstream, UpstreamModel
 from meditron.text.chat import Message
 
-__all__ = ["Limits", "ModelPool", "Origin"]
+__all__ = ["ModelPool", "Origin"]
 
 _CHECK_SECONDS = 30.0  # largest interval of looks for idle models
 _OK = 200
 Model = LocalModel | UpstreamModel
-
-
-class Limits(Protocol):
-    """Admission of requests."""
-
-    async def admit(self, model: str) -> AbstractAsyncContextManager[None]:
-        """Wait for the turn of a request; it holds its slot until the context manager ends.
-
-        Raises:
-            MeditronError: too many requests wait already, or the wait was too long.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +38,8 @@ class Origin:
     metadata: Mapping[str, str] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """The settings as the client gave them."""
+    id: str = field(default_factory=new_request_id)
+    """Id of the request in the log."""
 
 
 @dataclass(slots=True)
@@ -166,6 +156,7 @@ class ModelPool:
             tags=call.tags,
             metadata=call.metadata,
             sampling=call.sampling,
+            id=call.id,
         )
         async with aclosing(self.generate(request, origin)) as pieces:
             async for piece in pieces:
@@ -197,7 +188,7 @@ class ModelPool:
         finally:
             self.report(
                 Exchange(
-                    id=f"emb-{secrets.token_hex(12)}",
+                    id=origin.id,
                     started=record.started,
                     seconds=time.monotonic() - record.start,
                     endpoint=origin.endpoint,
@@ -265,7 +256,7 @@ class ModelPool:
     async def _admitted(self, model: str) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if self._limits is not None:
-                await stack.enter_async_context(await self._limits.admit(model))
+                await stack.enter_async_context(self._limits.admit(model))
             yield
 
 
@@ -301,7 +292,7 @@ def _exchange(request: GenerationRequest, origin: Origin, record: _Record, sha25
     text = request.text
     content = request.messages if text is None else text if isinstance(text, str) else None
     return Exchange(
-        id=f"gen-{secrets.token_hex(12)}",
+        id=origin.id,
         started=record.started,
         seconds=time.monotonic() - record.start,
         endpoint=origin.endpoint,

@@ -1,7 +1,6 @@
 """The running server: its checks before a model is read, its socket, its signals."""
 
 import asyncio
-import ipaddress
 import os
 import signal
 import socket
@@ -10,22 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from meditron.core.console import info
 from meditron.core.errors import UsageError
 from meditron.engine.api import API_KEY_VARIABLE
 from meditron.serve.app import build_app
 from meditron.serve.config import ServeConfig
+from meditron.serve.hosts import check_bind
+from meditron.serve.http_protocol import DeadlineProtocol
+from meditron.serve.limits import Limits
 from meditron.serve.local_model import LocalModel
+from meditron.serve.metrics import Metrics
 from meditron.serve.models import ModelPool
+from meditron.serve.records import open_records
 from meditron.serve.state import ServeState
 from meditron.serve.upstream import Upstream
-from meditron.store.files import make_folder
+from meditron.store.files import data_folder, make_folder, translate_write_errors
 from meditron.store.people import People
 
 __all__ = ["run_server"]
 
 _BACKLOG = 2048
+_LAST_RESPONSE_SECONDS = 30  # for responses that are still sent when no model is busy any more
 
 
 def run_server(
@@ -52,36 +58,41 @@ def run_server(
     """
     if not specs and upstream is None:
         raise UsageError("no model to serve", hint="meditron serve MODEL, or --upstream URL")
-    if config.api_key_file is None and not _is_loopback(config.host):
-        raise UsageError(
-            f"{config.host} can be reached from other machines, and the server has no API key",
-            hint="--api-key-file FILE with a key of `openssl rand -hex 24`, or --host 127.0.0.1",
-        )
     people = People() if config.api_key_file is None else People.load(config.api_key_file)
+    check_bind(config, people)
     data = _data_folder(config)
     with _bind(config.host, config.port) as listener:
         models = [LocalModel(spec, config) for spec in specs]
         other = None if upstream is None else Upstream(upstream, os.environ.get(API_KEY_VARIABLE))
-        pool = ModelPool(models, config, upstream=other)
+        limits = Limits(config.slots, config.queue, config.queue_seconds)
+        pool = ModelPool(models, config, upstream=other, limits=limits)
         state = ServeState(config=config, models=pool, data=data, people=people)
+        metrics = Metrics(pool, limits)
+        state.observers.append(metrics.observe)
         pool.report = state.report
         host, number = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
-        announce(url, [model.id for model in pool.list_models()])
-        return asyncio.run(_serve(state, pool, listener))
+        with open_records(state):
+            announce(url, [model.id for model in pool.list_models()])
+            app = build_app(state, [metrics.route()])
+            return asyncio.run(_serve(app, pool, limits, listener, config.request_seconds))
 
 
-async def _serve(state: ServeState, pool: ModelPool, listener: socket.socket) -> int:
-    server = _Server(
-        uvicorn.Config(
-            build_app(state),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            backlog=_BACKLOG,
-        )
+async def _serve(
+    app: Starlette, pool: ModelPool, limits: Limits, listener: socket.socket, seconds: float
+) -> int:
+    settings = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        backlog=_BACKLOG,
+        proxy_headers=False,  # any program of this machine could send them
+        timeout_graceful_shutdown=_LAST_RESPONSE_SECONDS,
     )
+    server = _Server(settings, limits, seconds)
     async with pool.running():
         await server.serve(sockets=[listener])
     return int(server.force_exit)
@@ -89,6 +100,12 @@ async def _serve(state: ServeState, pool: ModelPool, listener: socket.socket) ->
 
 class _Server(uvicorn.Server):
     """A server that the first SIGTERM or SIGINT lets finish its requests, and the second ends."""
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, seconds: float) -> None:
+        """Prepare a server whose requests take at most some seconds."""
+        super().__init__(config)
+        self._limits, self._seconds = limits, seconds
+        self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -103,26 +120,19 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        if self.should_exit:
-            self.force_exit = True
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
             return
-        self.should_exit = True
+        self._limits.drain()
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
         running = len(self.server_state.tasks)
         if running:
             info(f"finishing {running} requests; a second signal ends them")
 
-
-def _is_loopback(host: str) -> bool:
-    """Return True if only this machine itself reaches an address to listen on."""
-    try:
-        addresses = [ipaddress.ip_address(host)]
-    except ValueError:
-        try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError:
-            return False
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-    return all(address.is_loopback for address in addresses)
+    async def _drain(self) -> None:
+        """Stop listening after the last request to a model. Until then, further ones get status 503."""
+        await self._limits.drained(self._seconds)
+        self.should_exit = True
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -145,8 +155,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _data_folder(config: ServeConfig) -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
-    folder = config.data or base / "meditron"
-    make_folder(folder)
+    folder = config.data or data_folder()
+    make_folder(folder.parent)
+    with translate_write_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)  # conversations are for nobody else
     return folder

@@ -7,7 +7,15 @@ on the answer are accepted.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from meditron.serve.errors import RequestError
 from meditron.text.chat import Message
@@ -18,6 +26,7 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "EmbeddingRequest",
+    "PromptReference",
     "ResponseFormat",
     "ResponsesRequest",
     "SamplingFields",
@@ -28,6 +37,7 @@ __all__ = [
 _MAX_MESSAGES = 4096
 _MAX_INPUTS = 2048  # OpenAI's limit of texts to embed
 _MAX_IDS = 1 << 20
+Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=16)]
 T = TypeVar("T", bound="Body")
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=_MAX_IDS)]
@@ -82,6 +92,25 @@ class StreamOptions(Body):
     include_usage: bool = False
     """Send the numbers of tokens in a last chunk."""
     include_obfuscation: bool | None = None
+
+
+class PromptReference(Body):
+    """A stored prompt: its name, and a label or a version. A name alone stands for production, or latest."""
+
+    name: str = Field(max_length=64)
+    label: str | None = Field(default=None, max_length=64)
+    version: str | None = Field(default=None, max_length=64)
+    """Hash of the version, or its first digits."""
+    variables: dict[str, str] = Field(default_factory=dict, max_length=256)
+    """Values of the prompt's variables."""
+
+    @property
+    def reference(self) -> str:
+        """`NAME`, `NAME@LABEL` or `NAME@HASH`; RequestError if it has both."""
+        if self.label is not None and self.version is not None:
+            raise RequestError("a prompt has a label or a version, and not both", param="prompt")
+        chosen = self.label if self.version is None else self.version
+        return self.name if chosen is None else f"{self.name}@{chosen}"
 
 
 class Ignored(Body):
@@ -143,6 +172,8 @@ class SamplingFields(Ignored):
     stream_options: StreamOptions | None = None
     metadata: Metadata | None = None
     """Up to 16 pairs of text for the request log."""
+    tags: Tags | None = None
+    """Up to 16 words for the request log."""
 
     @field_validator("max_tokens")
     @classmethod
@@ -184,7 +215,10 @@ class ChatMessage(Body):
 class ChatRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    prompt: PromptReference | None = None
+    """Stored prompt whose messages come before the request's."""
+    messages: list[ChatMessage] = Field(default_factory=list, max_length=_MAX_MESSAGES, validate_default=True)
+    """The conversation. It may be empty if a stored prompt has messages."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The same as `max_tokens`."""
     logprobs: bool | None = None
@@ -193,6 +227,13 @@ class ChatRequest(SamplingFields):
     """Number of likeliest tokens to return with each token; needs `logprobs`."""
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _need_messages(cls, messages: list[ChatMessage], info: ValidationInfo) -> list[ChatMessage]:
+        if not messages and info.data.get("prompt") is None:
+            raise ValueError("must have at least one message")
+        return messages
 
 
 class CompletionRequest(SamplingFields):
@@ -304,6 +345,10 @@ class ResponsesRequest(Ignored):
     input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=_MAX_MESSAGES)]
     instructions: str | None = None
     """System prompt."""
+    prompt: PromptReference | None = None
+    """Stored prompt whose messages come before the input."""
+    tags: Tags | None = None
+    """Up to 16 words for the request log."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)

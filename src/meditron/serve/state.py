@@ -1,14 +1,18 @@
 """What the parts of the server share: models, calls, pieces of answers, finished exchanges."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from meditron.core.console import warn
 from meditron.serve.config import ServeConfig
 from meditron.store.people import People
 from meditron.text.chat import Message
+
+if TYPE_CHECKING:
+    from meditron.serve.records import Records
 
 __all__ = [
     "ChatCall",
@@ -18,7 +22,13 @@ __all__ = [
     "ModelInfo",
     "PromptUse",
     "ServeState",
+    "new_request_id",
 ]
+
+
+def new_request_id() -> str:
+    """Return a random id of a request."""
+    return f"gen-{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,8 @@ class ChatCall:
     prompt: PromptUse | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=new_request_id)
+    """Id of the request in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +150,9 @@ class ServeState:
     people: People
     observers: list[Callable[[Exchange], None]] = field(default_factory=list)
     """Called after every exchange, from the event loop's thread; they must return at once."""
+
+    records: "Records | None" = None
+    """Stored prompts and logs, open while the server runs."""
 
     def report(self, exchange: Exchange) -> None:
         """Tell the observers about a finished exchange. A failing observer never fails the request."""

@@ -29,6 +29,7 @@ __all__ = [
     "cache_folder",
     "canonical_json",
     "content_digest",
+    "data_folder",
     "fsync_path",
     "list_files",
     "make_folder",
@@ -74,6 +75,13 @@ def cache_folder() -> Path:
     if parent := os.environ.get("XDG_CACHE_HOME"):
         return Path(parent).expanduser().absolute() / "meditron"
     return Path.home() / ".cache" / "meditron"
+
+
+def data_folder() -> Path:
+    """Return `$XDG_DATA_HOME/meditron`, else `~/.local/share/meditron`."""
+    if parent := os.environ.get("XDG_DATA_HOME"):
+        return Path(parent).expanduser().absolute() / "meditron"
+    return Path.home() / ".local" / "share" / "meditron"
 
 
 @contextmanager

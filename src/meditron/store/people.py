@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from meditron.core.errors import InputError, UsageError
+from meditron.core.errors import InputError, RoleError
 from meditron.store.files import translate_read_errors
 
-__all__ = ["ROLES", "People", "Person", "Role"]
+__all__ = ["ROLES", "People", "Person", "Role", "is_person_name"]
 
 Role = Literal["chat", "edit", "label", "review", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -30,6 +30,11 @@ _MAX_BYTES = 1 << 20
 _SHORTEST_KEY = 16  # characters; shorter keys can be guessed
 
 
+def is_person_name(text: str) -> bool:
+    """Return whether a text can be the name of a person."""
+    return _NAME.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
     """A person or program that uses the server."""
@@ -38,19 +43,23 @@ class Person:
     roles: frozenset[Role]
 
     def require(self, role: Role) -> None:
-        """Raise UsageError if the person does not have a role."""
+        """Raise RoleError if the person does not have a role."""
         if role not in self.roles:
             held = ", ".join(each for each in ROLES if each in self.roles) or "none"
-            raise UsageError(f"{self.name} does not have the role {role}; roles: {held}")
+            raise RoleError(f"{self.name} does not have the role {role}; roles: {held}")
 
 
 class People:
-    """Everyone who may use the server. Without a key file this is one person, `local`, with every role."""
+    """Everyone who may use the server.
+
+    Without a key file this is one person, `local`, with every role. With one, `local` has no role.
+    """
 
     def __init__(self, keys: dict[str, tuple[str, Person]] | None = None) -> None:
         """Keep people by name, each with the SHA-256 of a key; None: only the local user, without a key."""
         self._keys = keys
-        self.local = Person("local", frozenset(ROLES))
+        # With keys, a request that no key was checked for may do nothing.
+        self.local = Person("local", frozenset(ROLES if keys is None else ()))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -72,13 +81,15 @@ class People:
             return cls({"api": (_digest(_checked_key(path, text)), Person("api", frozenset(ROLES)))})
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(
                 path, str(error), hint="one key on one line, or a table for each person"
             ) from error
         if not tables:
             raise InputError(path, "it has no key")
-        return cls({name: _read_person(path, name, table) for name, table in tables.items()})
+        keys = {name: _read_person(path, name, table) for name, table in tables.items()}
+        _refuse_shared_keys(path, keys)
+        return cls(keys)
 
     @property
     def need_keys(self) -> bool:
@@ -102,7 +113,8 @@ class People:
 
 
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    # A request's JSON may hold half of a surrogate pair.
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _checked_key(path: Path, key: str) -> str:
@@ -116,7 +128,7 @@ def _checked_key(path: Path, key: str) -> str:
 
 
 def _read_person(path: Path, name: str, table: Any) -> tuple[str, Person]:  # noqa: ANN401  # a TOML value
-    if not _NAME.fullmatch(name) or not isinstance(table, dict):
+    if not is_person_name(name) or not isinstance(table, dict):
         raise InputError(
             path, "names have lower-case letters, digits, '.', '_', '-', and a table", place=name
         )
@@ -130,6 +142,14 @@ def _read_person(path: Path, name: str, table: Any) -> tuple[str, Person]:  # no
             place=name,
             hint="printf %s KEY | sha256sum",
         )
-    if not isinstance(roles, list) or not set(roles) <= set(ROLES):
+    if not isinstance(roles, list) or any(role not in ROLES for role in roles):
         raise InputError(path, f"roles are {', '.join(ROLES)}", place=name)
     return digest, Person(name, frozenset(roles))
+
+
+def _refuse_shared_keys(path: Path, keys: dict[str, tuple[str, Person]]) -> None:
+    """Raise InputError if two people have one key, because the log could not tell them apart."""
+    owners: dict[str, str] = {}
+    for name, (digest, _) in keys.items():
+        if (other := owners.setdefault(digest, name)) != name:
+            raise InputError(path, f"has the key of {other}", place=name)

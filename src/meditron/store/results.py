@@ -224,6 +224,8 @@ class TaskScore(Accuracy):
     """The template's prompt, with placeholders for the question's texts."""
     prompt_form: str | None
     """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
+    system_prompt: str | None = None
+    """Name and hash of the stored prompt before each question, `NAME@HASH`; None without one."""
     method: str
     """Name of the evaluation method: `loglikelihood`, `next-token`, `cot`, `self-consistency`."""
     method_description: str = ""

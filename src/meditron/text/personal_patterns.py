@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from meditron.corpus.personal_checks import (
+from meditron.text.personal_checks import (
     is_distinct_ipv4,
     is_ean13,
     is_iban,

@@ -1,0 +1,186 @@
+"""The pages in a browser: keyboard alone, what is saved, accessibility, markup in texts."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meditron.serve.review.ratings import is_complete
+from meditron.serve.review.store import ReviewStore
+from review_server import RUBRIC, SCALES, add_review, served
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+AXE = "4.10.3"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    add_review(folder / "data", questions=4, text=lambda model, number: f"{len(model)} {number} {HOSTILE}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with served(folder) as client:
+        yield str(client.base_url)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A page that fails the test after an error of a script or a refusal of the content security policy."""
+    context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(120_000)  # machines of CI are slow at times
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda line: problems.append(line.text) if "Content Security" in line.text else None)
+    yield page
+    context.close()
+    assert problems == []
+
+
+def tab_to(page, name: str) -> None:
+    """Press Tab until a control of this name has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name || document.activeElement.textContent") == name:
+            return
+    raise AssertionError(f"Tab does not reach {name}")
+
+
+def test_three_questions_are_rated_by_keyboard_alone(page, folder):
+    page.goto("/review/pilot")
+    tab_to(page, "rater")
+    page.keyboard.type("anna")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**item=*")
+    for _ in range(3):
+        shown = page.url
+        for side in ("left", "right"):
+            for place, scale in enumerate(SCALES):
+                tab_to(page, f"{side}.{scale}")
+                if place % 2:
+                    page.keyboard.press(str(place + 1))
+                else:
+                    page.keyboard.press("Space")  # 1
+                    for _ in range(place):
+                        page.keyboard.press("ArrowRight")
+            tab_to(page, f"{side}.harmful")
+            page.keyboard.press("ArrowRight")  # from `yes`, not chosen yet, to `no`
+            tab_to(page, f"{side}.comment")
+            page.keyboard.type(f"on the {side}")
+        tab_to(page, "preference")
+        page.keyboard.press("Space")
+        tab_to(page, "Next")
+        page.keyboard.press("Enter")
+        page.wait_for_url(lambda url, shown=shown: url != shown)
+    page.wait_for_selector("#rating")
+    assert page.text_content("#complete") == "3"
+    with ReviewStore(folder / "data") as store:
+        review = store.get("pilot")
+        items = [store.item(review, "anna", each.token) for each in store.items(review, "anna")]
+    rated = [item for item in items if is_complete(item.values, RUBRIC)]
+    assert len(rated) == 3
+    for item in rated:
+        for side in ("left", "right"):
+            expected = {scale: place + 1 for place, scale in enumerate(SCALES)}
+            assert item.values[side] == {**expected, "harmful": False, "comment": f"on the {side}"}
+        assert item.values["pair"] == {"preference": "left"}
+
+
+def test_what_is_saved_is_shown_again_and_missing_ratings_are_named(page):
+    page.goto("/review/pilot?rater=anna")
+    page.check('[name="right.harmful"][value="yes"]')
+    page.select_option('[name="right.harm_kind"]', "delayed-care")
+    page.fill('[name="comment"]', HOSTILE)
+    page.click("button[type=submit]")
+    page.wait_for_selector("#status.failed")
+    assert "12 ratings are missing" in page.text_content("#status")
+    assert page.evaluate("document.activeElement.name") == "left.helpfulness"
+    page.reload()
+    assert page.is_checked('[name="right.harmful"][value="yes"]')
+    assert page.input_value('[name="right.harm_kind"]') == "delayed-care"
+    assert page.input_value('[name="comment"]') == HOSTILE
+    assert page.is_hidden('[name="left.harm_kind"]')
+    page.check('[name="left.bias"][value="2"]')
+    assert page.is_visible('[name="left.bias_kind"]')
+    assert page.title() != "hacked"
+    assert page.locator(".answer img").count() == 0
+
+
+def test_a_change_that_is_not_saved_is_reported_and_sent_again(page):
+    page.goto("/review/pilot?rater=anna")
+    page.route("**/api/review/**", lambda route: route.abort())
+    page.check('[name="left.trust"][value="2"]')
+    page.wait_for_selector("#status.failed")
+    page.unroute("**/api/review/**")
+    page.check('[name="left.safety"][value="4"]')
+    page.wait_for_function("document.querySelector('#status').textContent === 'Saved'")
+    page.reload()
+    assert page.is_checked('[name="left.trust"][value="2"]')
+
+
+def test_answers_are_beside_each_other_and_on_a_phone_below(page):
+    page.goto("/review/pilot?rater=anna")
+    left, right = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    page.set_viewport_size({"width": 360, "height": 700})
+    left, right = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
+    assert left["y"] + left["height"] <= right["y"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    done = subprocess.run(
+        [npm, "pack", f"axe-core@{AXE}", "--silent"],
+        cwd=folder,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"npm cannot download axe-core: {done.stderr.decode()[:200]}")
+    shutil.unpack_archive(folder / f"axe-core-{AXE}.tgz", folder)
+    return (folder / "package" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(page, address, axe, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for path in ("/review", "/review/pilot", "/review/pilot?rater=anna", "/review/pilot?rater=anna&item=",
+                 "/review/pilot/results"):  # fmt: skip
+        page.goto(path)
+        page.evaluate(axe)  # not a script of the page, so its policy does not apply
+        violations = page.evaluate("axe.run()")["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == [], path
+
+
+def test_the_review_is_closed_on_its_page(page):
+    page.goto("/review/pilot/results")
+    page.check("[name=sure]")
+    page.click("button[type=submit]")
+    page.wait_for_selector(".verdict")
+    assert "zebra-7b" in page.content()
+    page.goto("/review/pilot?rater=anna")
+    assert "is closed" in page.content()
