@@ -24,6 +24,7 @@ from meditron.engine import (
     llamacpp_process,
     load,
 )
+from meditron.engine.event_lines import split_lines
 from meditron.engine.llamacpp import LlamaCppEngine, _choose_context
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.llama import Llama
@@ -353,7 +354,7 @@ def test_a_text_with_line_separators_of_unicode_does_not_break_the_stream():
     event = '{"content":"a\u2028b\x85c"}'
     stream = f"data: {event}\n\ndata: {event}\n".encode()
     parts = [stream[start : start + 3] for start in range(0, len(stream), 3)]
-    lines = [line for line in llamacpp_process._lines(parts) if line]
+    lines = [line for line in split_lines(parts) if line]
     assert [line.removeprefix(b"data: ").decode() for line in lines] == [event, event]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe import load_recipe
-from meditron.recipe.json_schema import SCHEMA_FILE, schema_text
+from meditron.recipe.json_schema import (
+    SCHEMA_FILE,
+    SERVER_SCHEMA_FILE,
+    schema_text,
+    server_schema_text,
+)
 from meditron.recipe.toml import read_toml
 from toy_stages import RECIPE, ToyRun
 
@@ -41,8 +47,11 @@ def test_resolved_recipes_are_those_in_git(name: str) -> None:
     assert resolved == recorded, "if intended: MEDITRON_GOLDEN=write make test, and review the difference"
 
 
-def test_the_json_schema_is_that_of_the_configs() -> None:
-    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
+@pytest.mark.parametrize(
+    ("file", "text"), [(SCHEMA_FILE, schema_text), (SERVER_SCHEMA_FILE, server_schema_text)]
+)
+def test_the_json_schema_is_that_of_the_configs(file: Path, text: Callable[[], str]) -> None:
+    assert file.read_text(encoding="utf-8") == text(), (
         "a config changed: python -m meditron.recipe.json_schema"
     )
 
