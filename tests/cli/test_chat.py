@@ -20,6 +20,9 @@ from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.engine import load
 from meditron.model.weights import save_gguf
+from meditron.store.people import People
+from meditron.store.prompt_text import PromptText
+from meditron.store.prompts import PromptStore
 from meditron.text.base_prompt import render_base_prompt
 from tiny import tiny_hf
 
@@ -208,3 +211,45 @@ def on_terminal(words: list[str], script: list[tuple[str, bytes]], **environment
             os.close(ours)
     assert process.returncode == 0, shown
     return shown
+
+
+def test_a_stored_prompt_comes_before_the_conversation(chat: Chat, templated: Path, tmp_path: Path) -> None:
+    folder, saved = tmp_path / "prompts", tmp_path / "talk.jsonl"
+    text = PromptText(
+        system="Be brief, {{who}}.",
+        messages=[{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1."}],
+    )
+    stored = PromptStore(folder).add("brief", text, People().local)
+    words = (
+        "--prompts",
+        folder,
+        "--prompt",
+        "brief",
+        "--variable",
+        "who=nurse",
+        "--json",
+        "--temperature",
+        "0",
+    )
+    said = chat("What is sepsis?", f"/save {saved}", words=words)
+    [answer] = answers(said)
+    assert f"prompt: {stored.id}" in said.err
+    [row] = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
+    before = [
+        {"role": "system", "content": "Be brief, nurse."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1."},
+        {"role": "user", "content": "What is sepsis?"},
+    ]
+    assert row["messages"] == [*before, {"role": "assistant", "content": answer}]
+    with load(str(templated)) as engine:
+        assert engine.generate(before, max_tokens=6).finish().text.strip() == answer
+    for extra, problem in [
+        (("--prompt", "brief"), "the prompt's variable who has no value"),
+        (("--prompt", "nothing"), "no prompt 'nothing'"),
+        (("--prompt", "brief", "--system", "x"), "exclude each other"),
+        (("--variable", "who=x"), "--variable needs a stored prompt"),
+    ]:
+        refused = chat("Hello", words=("--prompts", folder, *extra))
+        assert refused.code == 2
+        assert problem in refused.err

@@ -22,7 +22,7 @@ __all__ = ["serve"]
         "Model": ("slots", "context", "threads", "gpu_layers", "idle_minutes"),
         "Sampling": ("temperature", "repeat_penalty"),
         "Limits": ("queue", "queue_seconds", "request_seconds", "max_tokens", "max_choices", "max_body"),
-        "Data": ("data", "log_content", "retention_days", "otlp"),
+        "Data": ("data", "prompts", "log_content", "retention_days", "otlp"),
     },
     names={"origins": "--origin", "allowed_hosts": "--allowed-host"},
 )

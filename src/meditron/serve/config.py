@@ -24,6 +24,8 @@ class ServeConfig(Config):
     """Further host names under which the server may be reached, besides its own address."""
     data: Path | None = None
     """Folder of conversations, prompts, logs and reviews. Default: `$XDG_DATA_HOME/meditron`."""
+    prompts: Path | None = None
+    """Folder of stored prompts. Default: `prompts` in the folder of data."""
     slots: int = Field(default=4, ge=1, le=64)
     """Requests that a model decodes at the same time."""
     context: int | None = Field(default=None, ge=1)

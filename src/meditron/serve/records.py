@@ -70,7 +70,7 @@ def open_records(state: ServeState) -> Iterator[Records]:
         )
         stack.callback(log.close)
         records = Records(
-            prompts=PromptStore(state.data / "prompts"),
+            prompts=PromptStore(config.prompts or state.data / "prompts"),
             log=log,
             reader=stack.enter_context(open_log_file(state.data)),
             audit=audit,
