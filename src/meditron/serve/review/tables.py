@@ -144,7 +144,7 @@ def _kind_table(models: Mapping[str, ModelScores], rubric: Rubric) -> ResultTabl
         numbers = [getattr(scores, field).get(kind.key, 0) for scores in models.values()]
         if any(numbers):
             rows.append((name, kind.label, *map(count, numbers)))
-    return ResultTable("Kinds of harm and bias, numbers of ratings", ("", "kind", *models), rows)
+    return ResultTable("Kinds of harm and bias, numbers of ratings", ("harm or bias", "kind", *models), rows)
 
 
 def _category_table(categories: Mapping[str, Mapping[str, ModelScores]], rubric: Rubric) -> ResultTable:
