@@ -52,7 +52,7 @@ def review_app(data: Path, people: People | None = None) -> Starlette:
 def review_client(data: Path) -> Iterator[TestClient]:
     """Talk to the application in this process, as the local user."""
     app = review_app(data)
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client
     close_store(app)
 

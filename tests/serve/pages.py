@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meditron.serve.app import build_app
 from meditron.serve.config import ServeConfig
@@ -63,7 +62,15 @@ class Site:
     state: ServeState
     source: FixedSource
     client: TestClient
-    person: Person
+
+    @property
+    def person(self) -> Person:
+        """Who sends the requests."""
+        return self.state.people.local
+
+    @person.setter
+    def person(self, person: Person) -> None:
+        self.state.people.local = person
 
     def get(self, path: str, **query: str) -> Any:
         return self.client.get(path, params=query)
@@ -80,14 +87,7 @@ def open_site(folder: Path, **settings: Any) -> Iterator[Site]:
     state = ServeState(config=ServeConfig(**settings), models=source, data=folder, people=people)
     source.state = state
     with open_records(state):
-        app = build_app(state)
-
-        async def as_person(scope: Scope, receive: Receive, send: Send) -> None:
-            scope.setdefault("state", {})["person"] = site.person
-            await app(scope, receive, send)
-
-        wrapped: ASGIApp = as_person
-        site = Site(state, source, TestClient(wrapped), people.local)
+        site = Site(state, source, TestClient(build_app(state), base_url="http://127.0.0.1:8000"))
         with site.client:
             yield site
 

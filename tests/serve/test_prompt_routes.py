@@ -107,7 +107,7 @@ def test_stored_texts_are_shown_as_text(site: Site) -> None:
         ("/api/prompts", {"name": 1}, 400, "name: Input should be a valid string"),
         ("/api/prompts/nothing/versions", {"system": "x"}, 404, "no prompt 'nothing'"),
         ("/api/prompts/one-shot-medical/versions", {"system": "x"}, 400, "belongs to the package"),
-        ("/api/prompts/%2e%2e/labels", {"label": "a", "version": "latest"}, 400, "cannot be the name"),
+        ("/api/prompts/A%20B/labels", {"label": "a", "version": "latest"}, 400, "cannot be the name"),
     ],
 )
 def test_mistakes_are_explained(site: Site, path: str, body: dict, status: int, problem: str) -> None:
@@ -116,9 +116,12 @@ def test_mistakes_are_explained(site: Site, path: str, body: dict, status: int, 
     assert problem in reply.json()["error"]["message"]
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 5000])
 def test_bodies_that_are_not_json_are_refused(site: Site, content: bytes) -> None:
-    assert site.client.post("/api/prompts", content=content).status_code == 400
+    assert site.client.post("/api/prompts", content=content, headers=JSON).status_code == 400
 
 
 def test_pages_of_nothing_are_404(site: Site) -> None:
