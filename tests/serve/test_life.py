@@ -17,6 +17,8 @@ from serving import Server, serving
 
 # The tokens that end a text or a turn are excluded, so that an answer lasts for seconds.
 ENDLESS = {"max_tokens": 30_000, "logit_bias": {"0": -100, "1": -100, "2": -100}, "temperature": 0}
+# Seconds; .1 were measured on free cores, and an answer that is not cancelled takes minutes.
+SOON = 8
 SLOTS = ("--slots", "1", "--max-tokens", "30000")
 
 
@@ -53,14 +55,14 @@ def test_the_slot_of_a_client_that_left_is_free_at_once(server: Server, stream: 
     leave(server, stream=stream)
     start = time.monotonic()
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
-    assert time.monotonic() - start < 3  # .1 s were measured; other tests may take the cores
+    assert time.monotonic() - start < SOON
 
 
 def test_the_slot_is_free_after_one_batch_of_a_long_prompt(server: Server):
     leave(server, stream=False, prompt="sepsis " * 4000, after=0.2)
     start = time.monotonic()
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < SOON
 
 
 def test_a_killed_process_fails_its_requests_and_the_next_starts_another(server: Server):
