@@ -129,3 +129,20 @@ def test_without_log_content_no_file_has_the_text_and_a_kill_leaves_good_files(
     [row] = json.loads(meditron("logs", "list", "--data", data, "--json").out)["requests"]
     assert row["gen_ai.request.model"] == "chat"
     assert "gen_ai.input.messages" not in row
+
+
+def test_a_prompt_with_a_question_needs_no_message(server: Server) -> None:
+    question = [{"role": "user", "content": "Summarize: {{text}}"}]
+    server.post("api/prompts", name="summary", messages=question)
+    prompt = {"name": "summary", "variables": {"text": "Sepsis."}}
+    answered = server.post("v1/chat/completions", model="chat", prompt=prompt, max_tokens=1)
+    assert answered.status_code == 200, answered.text
+    for body, problem in [
+        ({}, "messages: Field required"),
+        ({"messages": [], "prompt": prompt}, "messages"),
+        ({"prompt": {"name": "zero-shot-medical"}}, "needs a message after it"),
+    ]:
+        refused = server.post("v1/chat/completions", model="chat", **body)
+        assert refused.status_code == 400
+        assert problem in refused.json()["error"]["message"]
+        assert refused.json()["error"]["param"] in ("messages", "prompt")

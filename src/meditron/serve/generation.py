@@ -112,6 +112,8 @@ def _choices(n: int | None, prompts: int, config: ServeConfig) -> int:
 
 def chat_generation(body: ChatRequest, config: ServeConfig) -> GenerationRequest:
     """Return the generation for a chat request; RequestError for a value beyond a limit of the server."""
+    if not body.messages and body.prompt is None:
+        raise RequestError("messages: Field required", param="messages")
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

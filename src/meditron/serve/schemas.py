@@ -13,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
 )
 
@@ -217,8 +216,8 @@ class ChatRequest(SamplingFields):
 
     prompt: PromptReference | None = None
     """Stored prompt whose messages come before the request's."""
-    messages: list[ChatMessage] = Field(default_factory=list, max_length=_MAX_MESSAGES, validate_default=True)
-    """The conversation. It may be empty if a stored prompt has messages."""
+    messages: list[ChatMessage] = Field(default_factory=list, min_length=1, max_length=_MAX_MESSAGES)
+    """The conversation. It may be absent if a stored prompt ends with a question."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The same as `max_tokens`."""
     logprobs: bool | None = None
@@ -227,13 +226,6 @@ class ChatRequest(SamplingFields):
     """Number of likeliest tokens to return with each token; needs `logprobs`."""
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
-
-    @field_validator("messages")
-    @classmethod
-    def _need_messages(cls, messages: list[ChatMessage], info: ValidationInfo) -> list[ChatMessage]:
-        if not messages and info.data.get("prompt") is None:
-            raise ValueError("must have at least one message")
-        return messages
 
 
 class CompletionRequest(SamplingFields):
