@@ -348,6 +348,12 @@ def _rope_fields_from_hf(config: Mapping[str, Any], path: Path | str) -> dict[st
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise InputError(path, f"expected an object, got {rope!r:.60}", place="rope_parameters")
+    # transformers 5 may list the parameters by kind of attention; sliding attention is refused elsewhere.
+    rope = rope.get("full_attention", rope)
+    if not isinstance(rope, Mapping):
+        raise InputError(
+            path, f"expected an object, got {rope!r:.60}", place="rope_parameters.full_attention"
+        )
     rope = {"rope_theta": config.get("rope_theta"), **rope}
     theta = 10_000.0 if rope["rope_theta"] is None else rope["rope_theta"]
     kind = rope.get("rope_type") or rope.get("type") or "default"
