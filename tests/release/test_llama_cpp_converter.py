@@ -16,6 +16,7 @@ import llama_convert
 from hf_parity import randomize_vectors
 from meditron.model.families import FAMILIES, FamilyName
 from meditron.model.weight_rows import load_config
+from meditron.release.check import CHECK_KEY
 from meditron.release.convert import convert
 from meditron.release.quantize import QuantizeOptions, quantize
 from meditron.store.gguf import GGUF
@@ -154,7 +155,7 @@ def written_by_default(model: Model) -> dict[str, Any]:
 def drop_keys_without_effect(model: Model, metadata: dict[str, Any]) -> dict[str, Any]:
     """Drop keys that do not change what llama.cpp computes, and those that are compared otherwise."""
     scaling = f"{FAMILIES[model.family].gguf}.rope.scaling."
-    dropped = {"general.name", "general.size_label", "tokenizer.ggml.scores"}
+    dropped = {"general.name", "general.size_label", "tokenizer.ggml.scores", CHECK_KEY}
     # llama.cpp reads these for architectures of other families only: ours has `attn_factor` instead.
     dropped |= {scaling + key for key in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")}
     if model.scaling == "yarn-attention":
