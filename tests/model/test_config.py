@@ -40,6 +40,8 @@ def test_old_and_new_rotary_keys_give_the_same_config(scaling):
     new = LLAMA | {"rope_parameters": {"rope_theta": 5e4, **(scaling or {"rope_type": "default"})}}
     first = LlamaConfig.from_hf(old)
     assert first == LlamaConfig.from_hf(oldest) == LlamaConfig.from_hf(new)
+    by_attention = {"rope_parameters": {"full_attention": new["rope_parameters"]}}
+    assert first == LlamaConfig.from_hf(LLAMA | by_attention)
     assert first.rope_theta == 5e4
     assert (first.rope_scaling is None) == (scaling is None)
 
@@ -84,6 +86,7 @@ def test_defaults_of_heads_are_derived():
         ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"rope_scaling": ["linear", 2.0]}, "rope_parameters"),
+        ({"rope_parameters": {"full_attention": 5}}, "rope_parameters.full_attention"),
         ({"partial": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "part"),
         ({"head_dim": 15}, "halves"),
         ({"eos_token_id": -1}, "eos_token_id"),

@@ -150,6 +150,10 @@ def test_a_lost_shard_is_named(copy):
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="00001-of-00002"):
         load_model(copy)
+    (copy / "model.safetensors.index.json").unlink()
+    (copy / "other.safetensors").rename(copy / "model-00002-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json is missing"):
+        load_model(copy)
 
 
 def test_an_export_opens_in_transformers_and_says_the_same(folder, tokenizer, tmp_path):

@@ -1,5 +1,9 @@
+from functools import partial
+from math import prod
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,10 +11,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.core.errors import SourceError, UsageError
 from meditron.model import gguf_weights
+from meditron.model.config import LlamaConfig
+from meditron.model.families import FamilyName
+from meditron.model.gguf_layout import gguf_header, gguf_tensor_name
+from meditron.model.shapes import parameter_shapes
+from meditron.model.tensors import DTYPES
 from meditron.model.weight_rows import load_config
 from meditron.release.check import ExportError
 from meditron.release.convert import convert
-from meditron.store.gguf import GGUF
+from meditron.release.quant_recipes import QUANT_RECIPES
+from meditron.release.quantize import quantize
+from meditron.store.gguf import GGUF, LazyTensor, write_gguf
+from meditron.store.gguf_blocks import BLOCK_FIELDS
+from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 from meditron.text.tokenizer import load_tokenizer
 from tiny import tiny_hf
 
@@ -60,6 +73,20 @@ def test_every_family_is_the_same_to_the_last_bit_and_is_checked(
     assert load_config(tmp_path / "again").model_type == family
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_scaling_that_llama_cpp_does_not_read_in_a_family_is_refused(family: str, tmp_path: Path) -> None:
+    """llama.cpp refuses a Qwen file with the tensor of Llama 3's scaling: it expects fewer tensors."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"original_max_position_embeddings": 64, "rope_theta": 1e4}
+    source = tiny_hf(tmp_path / "source", family=family, rope_parameters=scaling)
+    for command in (
+        lambda: convert(str(source), tmp_path / "model.gguf"),
+        lambda: quantize(str(source), ["Q8_0"], tmp_path / "files"),
+    ):
+        with pytest.raises(UsageError, match="no rotary scaling llama3 for Qwen"):
+            command()
+
+
 @pytest.mark.parametrize("name", ["self_attn.k_proj.bias", "self_attn.q_norm.weight"])
 def test_a_lost_bias_or_norm_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny_hf(tmp_path / "source", family="qwen2" if name.endswith("bias") else "qwen3")
@@ -81,6 +108,53 @@ def test_f16_rounds_each_weight_once(tiny: Path, tmp_path: Path) -> None:
     back = load_file(tmp_path / "back" / "model.safetensors")
     for name, weight in load_file(tiny / "model.safetensors").items():
         assert torch.equal(back[name], weight.half().float() if weight.dim() > 1 else weight), name
+
+
+STORED = sorted({recipe.base_type for recipe in QUANT_RECIPES.values()})
+"""All ggml types of the matrices that we write."""
+
+
+def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> np.ndarray:
+    """Return random blocks of a type with scales of ordinary size, in which every bit of a block counts."""
+    form = tensor_type(kind)
+    if kind in FLOAT_TYPES:
+        values = torch.from_numpy(random.standard_normal((rows, columns), dtype=np.float32))
+        raw = values.to(DTYPES[kind]).view(torch.uint8).numpy()
+        return raw if kind == "BF16" else raw.view({"F32": "<f4", "F16": "<f2"}[kind])
+    blocks = random.integers(0, 256, (rows * columns // form.block_size, form.block_bytes), dtype=np.uint8)
+    for field in BLOCK_FIELDS[kind]:
+        if field.reach:
+            scales = random.uniform(1e-3, 2e-3, (len(blocks), 1)).astype(field.dtype)
+            blocks[:, field.offset : field.offset + scales.itemsize] = scales.view(np.uint8)
+    if kind == "IQ1_M":  # the highest bits of four numbers are the F16 scale: 0x16.. is about 0.001
+        blocks[:, 49:56:2] = blocks[:, 49:56:2] & 0x0F | np.array([0, 0, 0x60, 0x10], np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+@pytest.mark.parametrize(("kind", "family"), [*((kind, "llama") for kind in STORED), ("Q8_0", "qwen2")])
+def test_a_file_of_every_type_becomes_its_dequantized_weights(
+    kind: str, family: FamilyName, tiny: Path, tmp_path: Path
+) -> None:
+    """Queries and keys of Llama are in another order of rows in GGUF: (2i, 2i + 1) are rotated together."""
+    words, random = load_tokenizer(tiny), np.random.default_rng(7)
+    config = LlamaConfig(
+        model_type=family, vocab_size=words.vocab_size, hidden_size=256, intermediate_size=256,
+        num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    tensors, expected = [], {}
+    for name, shape in parameter_shapes(config).items():
+        stored = kind if len(shape) > 1 else "F32"
+        blocks = random_blocks(stored, prod(shape[:-1]), shape[-1], random)
+        load = partial(blocks.reshape, shape if stored in ("F32", "F16") else -1)
+        tensors.append((gguf_tensor_name(name), LazyTensor(shape, stored, load)))
+        values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[stored]).reshape(shape)
+        if family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = values.reshape(-1, 32, 2, 256).swapaxes(1, 2).reshape(shape)
+        expected[name] = torch.from_numpy(values)
+    write_gguf(tmp_path / "model.gguf", gguf_header(config, words, "model"), tensors)
+    convert(str(tmp_path / "model.gguf"), tmp_path / "back", check=False)
+    assert same(load_file(tmp_path / "back" / "model.safetensors"), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -20,6 +20,7 @@ from meditron.model.weight_rows import WeightRows
 from meditron.model.weights import load_model
 from meditron.release import encode as encode_module
 from meditron.release.config import QuantizeConfig
+from meditron.release.imatrix_file import read_imatrix, write_imatrix
 from meditron.release.quantize import QuantizeOptions, run
 from meditron.release.quantize import quantize as quantize_model
 from meditron.release.types import GGUFType
@@ -67,6 +68,16 @@ def test_with_an_importance_matrix_too(model: str, tmp_path: Path, request: pyte
         "quantize.imatrix.entries_count": 21 if model == "wide" else 7,
         "quantize.imatrix.chunks_count": 1,
     }
+
+
+def test_columns_that_the_text_never_used_keep_their_weights(wide: Path, tmp_path: Path) -> None:
+    """Quantizers set a block without importance to zero, which the check refuses."""
+    matrix = read_imatrix(seeded_imatrix(wide, tmp_path / "seeded.imatrix"))
+    for sums in matrix.sums.values():
+        sums[:128] = 0
+    write_imatrix(tmp_path / "partial.imatrix", matrix)
+    options = QuantizeOptions(imatrix=tmp_path / "partial.imatrix")
+    quantize_model(str(wide), ["Q2_K", "Q4_K_M", "Q4_0", "IQ4_XS"], tmp_path, options)
 
 
 @pytest.mark.parametrize("model", ["wide", "odd"])

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from meditron.core.config import Config
 from meditron.core.console import warn
-from meditron.core.errors import InputError
+from meditron.core.errors import InputError, UsageError
 from meditron.model.families import FAMILIES, Family, FamilyName, supported_architectures
 from meditron.model.gguf_shape import (
     SHAPE_KEYS,
@@ -245,9 +245,11 @@ class LlamaConfig(Config):
         """Return the metadata of the shape; the special tokens are part of the tokenizer's metadata.
 
         Raises:
-            UsageError: GGUF has no keys for the rotary scaling.
+            UsageError: GGUF has no keys for the rotary scaling, or llama.cpp ignores or refuses them.
         """
         scaling = self.rope_scaling.model_dump(exclude_defaults=True) if self.rope_scaling else None
+        if scaling and scaling["rope_type"] == "llama3" and not self.family.gguf_rope_factors:
+            raise UsageError(f"llama.cpp has no rotary scaling llama3 for {self.family.title}")
         metadata = {
             **{key: getattr(self, name) for name, key in SHAPE_KEYS.items()},
             "attention.value_length": self.head_dim,
@@ -346,6 +348,12 @@ def _rope_fields_from_hf(config: Mapping[str, Any], path: Path | str) -> dict[st
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise InputError(path, f"expected an object, got {rope!r:.60}", place="rope_parameters")
+    # transformers 5 may list the parameters by kind of attention; sliding attention is refused elsewhere.
+    rope = rope.get("full_attention", rope)
+    if not isinstance(rope, Mapping):
+        raise InputError(
+            path, f"expected an object, got {rope!r:.60}", place="rope_parameters.full_attention"
+        )
     rope = {"rope_theta": config.get("rope_theta"), **rope}
     theta = 10_000.0 if rope["rope_theta"] is None else rope["rope_theta"]
     kind = rope.get("rope_type") or rope.get("type") or "default"

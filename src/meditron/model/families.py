@@ -27,6 +27,9 @@ class Family:
     gguf_70b_group: int | None
     """llama.cpp counts a model of 80 blocks as a 70B, whose values get more bits when it is quantized, if at
     least so many query heads share a value head; None: never."""
+    gguf_rope_factors: bool = False
+    """llama.cpp reads Llama 3's rotary scaling (`rope_freqs.weight`); it refuses files of other families with
+    that tensor."""
     qkv_bias: bool = False
     """The query, key and value projections have biases."""
     qk_norm: bool = False
@@ -49,6 +52,7 @@ FAMILIES: dict[FamilyName, Family] = {
         gguf="llama",
         gguf_neighbour_rotation=True,
         gguf_70b_group=2,
+        gguf_rope_factors=True,
         hf_constants=(("attention_bias", False), ("mlp_bias", False)),
     ),
     "mistral": Family(
@@ -57,6 +61,7 @@ FAMILIES: dict[FamilyName, Family] = {
         gguf="llama",  # llama.cpp treats Mistral as a Llama
         gguf_neighbour_rotation=True,
         gguf_70b_group=2,
+        gguf_rope_factors=True,
         sliding_window=True,
         hf_defaults=(
             ("num_key_value_heads", 8),

@@ -52,12 +52,19 @@ class ImportanceMatrix:
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the mean squared inputs as llama.cpp's quantizer uses them, by GGUF name.
 
-        A matrix without inputs, such as a part of the model that the text did not reach, has ones.
+        A matrix without inputs, such as a part of the model that the text did not reach, has ones. A column
+        whose inputs were all zero has the smallest importance of the others: quantizers would set the weights
+        of a block without importance to zero, whatever another text may need.
         """
-        return {
-            name: sums / np.float32(self.counts[name]) if self.counts[name] > 0 else np.ones_like(sums)
-            for name, sums in self.sums.items()
-        }
+        return {name: _importance(sums, self.counts[name]) for name, sums in self.sums.items()}
+
+
+def _importance(sums: npt.NDArray[np.float32], count: float) -> npt.NDArray[np.float32]:
+    """Return the importance of a matrix's columns."""
+    used = sums[sums > 0]
+    if count <= 0 or not used.size:
+        return np.ones_like(sums)
+    return np.where(sums > 0, sums, used.min()) / np.float32(count)
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix, extra: Mapping[str, Any] | None = None) -> None:

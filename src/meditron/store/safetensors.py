@@ -97,6 +97,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         with _validated(single) as tensors:
             return dict.fromkeys(tensors.keys(), single)
     if not index.is_file():
+        if any(folder.glob("model-*.safetensors")):
+            raise InputError(folder, f"the weights are in several files, and {index.name} is missing")
         hint = "only safetensors are read; pickled weights could run code"
         raise InputError(folder, "there is no model.safetensors", hint=hint)
     content = read_json(index)
