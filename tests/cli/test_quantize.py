@@ -93,3 +93,21 @@ def test_without_types_the_default_of_the_stage_is_written(
     assert meditron("quantize", model, "--out", tmp_path).code == 0
     (default,) = QuantizeConfig().types
     assert [file.name for file in tmp_path.iterdir()] == [f"tiny-{default}.gguf"]
+
+
+def test_gptq_and_awq_are_types_too(meditron: Command, tmp_path: Path) -> None:
+    model = tiny_hf(
+        tmp_path / "model", hidden_size=64, intermediate_size=128, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    planned = meditron("quantize", model, "q8_0", "--type", "awq-4bit-32g", "--dry-run", "--json")
+    files = json.loads(planned.out)["files"]
+    assert [file["type"] for file in files] == ["Q8_0", "AWQ-4bit-32g"]
+    assert files[0].keys() - {"types"} == files[1].keys()
+    refused = meditron("quantize", model, "AWQ-4bit-32g", "--mix", "2023")
+    assert refused.code == 2
+    assert "--mix is for GGUF files, not for AWQ-4bit-32g" in refused.err
+    refused = meditron("quantize", model, "AWQ-4bit-32g", "--out", tmp_path)
+    assert refused.code == 2
+    assert "needs a calibration text" in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

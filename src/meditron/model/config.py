@@ -17,6 +17,7 @@ from meditron.model.gguf_shape import (
     rope_divisors,
     rope_scaling_metadata,
 )
+from meditron.model.packed_format import read_packed_format
 
 __all__ = ["LlamaConfig", "RopeScaling", "llama3_rope_divisors"]
 
@@ -275,14 +276,7 @@ def _family_name(config: Mapping[str, Any], path: Path | str) -> FamilyName:
 
 
 def _refuse_unsupported_variants(config: Mapping[str, Any], family: Family, path: Path | str) -> None:
-    if isinstance(quantization := config.get("quantization_config"), Mapping):
-        method = quantization.get("quant_method", "an unnamed method")
-        raise InputError(
-            path,
-            f"the weights are quantized with {method}, which is not supported",
-            place="quantization_config",
-            hint="use the unquantized model, or a GGUF file of it",
-        )
+    read_packed_format(config, path)  # raises for a quantization that is not supported
     for key, constant in family.hf_constants:
         if (config.get(key) or False) != constant:
             raise InputError(path, f"{config[key]!r:.60} is not supported; only {constant} is", place=key)

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
+from meditron.model.packed_weights import open_packed_matrices
 from meditron.model.shapes import HEAD, check_tensors, parameter_shapes, weight_range_error
 from meditron.model.tensors import DTYPES, state_dict_of
 from meditron.store.files import atomic_write, write_json
@@ -29,6 +31,8 @@ _IGNORED = ("rotary_emb.inv_freq", HEAD)
 class HFWeights(Mapping[str, Tensor]):
     """Weights of an HF folder by tensor name, in their stored dtype; each access reads one tensor.
 
+    Matrices that GPTQ or AWQ packed are dequantized to float32.
+
     A file stays memory-mapped only as long as one of its tensors is referenced.
 
     Raises:
@@ -38,31 +42,34 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         expected = parameter_shapes(config)
+        self._packed, plain = open_packed_matrices(folder, tensor_files(folder))
         self._file = {
-            name: file
-            for name, file in tensor_files(folder).items()
-            if name in expected or not name.endswith(_IGNORED)
+            name: file for name, file in plain.items() if name in expected or not name.endswith(_IGNORED)
         }
         actual_shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(self._file.values())):
             with _open_safetensors(file) as tensors:
                 names = [name for name, place in self._file.items() if place == file]
                 actual_shapes |= {name: _tensor_shape(file, tensors, name) for name in names}
+        actual_shapes |= {name: matrix.shape for name, matrix in self._packed.items()}
         check_tensors(folder, expected, actual_shapes)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read a weight, a view of its memory-mapped file."""
+        """Read a weight, a view of its memory-mapped file unless it is packed."""
+        if (packed := self._packed.get(name)) is not None:
+            return torch.from_numpy(packed.read(np.arange(packed.shape[0])))
         with _open_safetensors(self._file[name]) as tensors:
             weight: Tensor = tensors.get_tensor(name)
         return weight
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the order of the files."""
-        return iter(self._file)
+        yield from self._file
+        yield from self._packed
 
     def __len__(self) -> int:
         """Return the number of weights."""
-        return len(self._file)
+        return len(self._file) + len(self._packed)
 
 
 def _tensor_shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401

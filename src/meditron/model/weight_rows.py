@@ -18,12 +18,13 @@ import numpy.typing as npt
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import ROPE_FACTORS, gguf_row_order, gguf_tensor_name, read_gguf_config
 from meditron.model.hf_config import read_hf_config
+from meditron.model.packed_weights import PACKED_TYPES, PackedMatrix, open_packed_matrices
 from meditron.model.presets import find_preset
 from meditron.model.shapes import HEAD, check_tensors, parameter_shapes
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.models import ModelFiles, resolve_model
-from meditron.store.safetensors import FLOAT_DTYPES, SafetensorsFile, tensor_files
+from meditron.store.safetensors import FLOAT_DTYPES, SafetensorsFile, stored_as_float32, tensor_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,6 @@ __all__ = [
     "dequantize_with_gguf",
     "load_config",
     "open_weight_rows",
-    "stored_as_float32",
 ]
 
 Rows = slice | npt.NDArray[np.intp]
@@ -52,9 +52,9 @@ class WeightRows:
     shape: tuple[int, ...]
     """Shape of the weight."""
     type: str
-    """Type in which it is stored: F32, F16, BF16 or a quantized type of ggml."""
+    """Type in which it is stored: F32, F16, BF16, a quantized type of ggml, GPTQ or AWQ."""
     stored: npt.NDArray[Any]
-    """The stored rows: values, bits of bfloat16 in uint16, or bytes of blocks."""
+    """The stored rows: values, bits of bfloat16 in uint16, bytes of blocks, or numbers of packed rows."""
     decode: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
     """Decoder of stored rows."""
     order: npt.NDArray[np.intp] | None = None
@@ -73,13 +73,6 @@ class WeightRows:
     def read(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Return rows in float32, of shape (R, C)."""
         return self.decode(self.read_stored(rows))
-
-
-def stored_as_float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return floats of any stored type in float32; uint16 are the bits of bfloat16."""
-    if stored.dtype == np.uint16:  # a bfloat16 is the upper half of a float32
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(stored, dtype=np.float32)
 
 
 def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
@@ -134,30 +127,38 @@ def open_weight_rows(
 
 
 class _HFRows(Mapping[str, WeightRows]):
-    """Weights of the memory-mapped safetensors of an HF folder."""
+    """Weights of the memory-mapped safetensors of an HF folder; packed matrices are dequantized."""
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         expected = parameter_shapes(config)
+        self._packed, plain = open_packed_matrices(folder, tensor_files(folder))
         places = {
-            name: file
-            for name, file in tensor_files(folder).items()
-            if name in expected or not name.endswith(_IGNORED)
+            name: file for name, file in plain.items() if name in expected or not name.endswith(_IGNORED)
         }
         opened = {path: SafetensorsFile(path) for path in sorted(set(places.values()))}
         self._files = {name: opened[path] for name, path in places.items()}
         # Opening each array checks its type before anything is written.
-        check_tensors(folder, expected, {n: file.array(n).shape for n, file in self._files.items()})
+        shapes = {name: file.array(name).shape for name, file in self._files.items()}
+        check_tensors(folder, expected, shapes | {name: p.shape for name, p in self._packed.items()})
 
     def __getitem__(self, name: str) -> WeightRows:
+        if (packed := self._packed.get(name)) is not None:
+            return _packed_rows(packed)
         file = self._files[name]
         array = file.array(name)
         return WeightRows(array.shape, file.tensors[name].type, _as_matrix(array), stored_as_float32)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        yield from self._files
+        yield from self._packed
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._files) + len(self._packed)
+
+
+def _packed_rows(matrix: PackedMatrix) -> WeightRows:
+    kind = PACKED_TYPES[matrix.format.quant_method]
+    return WeightRows(matrix.shape, kind, np.arange(matrix.shape[0]), matrix.read)
 
 
 class _GGUFRows(Mapping[str, WeightRows]):

@@ -15,17 +15,18 @@ from meditron.model.families import FAMILIES
 from meditron.model.gguf_layout import gguf_tensor_name
 from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
 from meditron.model.shapes import EMBEDDING, HEAD, parameter_shapes
-from meditron.model.weight_rows import stored_as_float32
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
-from meditron.store.safetensors import SafetensorsFile, tensor_files
+from meditron.store.safetensors import SafetensorsFile, stored_as_float32, tensor_files
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["missing_gguf_keys", "source_file_differences", "special_token_differences"]
 
 _COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "rope.scaling."
+# Tensors in which GPTQ and AWQ store a matrix; AutoGPTQ adds a bias of zeros.
+_PACKED_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def source_file_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
@@ -91,7 +92,11 @@ def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[st
     """Yield stored tensors that the written model lacks, except a head that equals the embedding."""
     whole = written.model_copy(update={"tie_word_embeddings": False})
     if source.kind == "hf":
-        stored = {name for name in tensor_files(Path(source.path)) if not name.endswith(_COPIES)}
+        files = tensor_files(Path(source.path))
+        stored = {name for name in files if not name.endswith(_COPIES)}
+        packed = {name.removesuffix("qweight") for name in stored if name.endswith(".qweight")}
+        stored -= {f"{stem}{part}" for stem in packed for part in _PACKED_PARTS}
+        stored |= {f"{stem}weight" for stem in packed}
     else:
         ours = {gguf_tensor_name(name): name for name in parameter_shapes(whole)}
         with GGUF(Path(source.path)) as gguf:

@@ -1,7 +1,7 @@
-"""The comparison of a written model's logits with its source's.
+"""The comparison of a written model's logits with its source's, for the export check.
 
-It is needed only if their configs differ, because a format expresses the rotary scaling in another way. It is
-the only part of the export check that needs torch.
+It is needed only if their configs differ, because a format expresses the rotary scaling in another way, and
+for GPTQ and AWQ, whose weights need not resemble the source's. One block's weights are in memory at a time.
 
 Shapes: S sequence, D width, V vocabulary.
 """
@@ -18,7 +18,7 @@ from meditron.model.rope import rotary_cos_sin
 from meditron.model.shapes import EMBEDDING, HEAD, parameter_shapes
 from meditron.model.weight_rows import WeightRows
 
-__all__ = ["LOGITS_TOLERANCE", "logit_differences"]
+__all__ = ["LOGITS_TOLERANCE", "kl_divergence", "logit_differences"]
 
 LOGITS_TOLERANCE = 1e-3
 """Largest difference of a logit, absolute plus relative: the same sums in another order."""
@@ -29,8 +29,6 @@ def logit_differences(
 ) -> Iterator[str]:
     """Yield the difference between the logits in the source's shape and in the written shape.
 
-    At most the weights of one block are in memory at a time.
-
     Args:
         source: The source's config.
         written: The written model's config.
@@ -38,14 +36,43 @@ def logit_differences(
         ids: Token ids of a text.
     """
     ids_S = torch.tensor(ids)
-    passes = _ForwardPass(source, ids_S), _ForwardPass(written, ids_S)
+    # The positions are spread over the whole context, because a wrong rotary scaling shows at late positions
+    # only.
+    last = source.max_position_embeddings - 1
+    positions_S = torch.linspace(0, last, len(ids), dtype=torch.float64).long()
+    from_pass, to_pass = (_ForwardPass(config, ids_S, positions_S) for config in (source, written))
     for names in _parameter_groups(written):
-        # A tied head is the embedding.
-        stored = {name: EMBEDDING if name == HEAD and HEAD not in weights else name for name in names}
-        group = {name: _as_tensor(weights[place]) for name, place in stored.items()}
-        for forward in passes:
+        group = _read_group(weights, names)
+        for forward in (from_pass, to_pass):
             forward.apply_weights(group)
-    yield from _differences(*passes)
+    yield from _differences(from_pass, to_pass)
+
+
+def kl_divergence(
+    config: LlamaConfig, source: Mapping[str, WeightRows], written: Mapping[str, WeightRows], ids: list[int]
+) -> float:
+    """Return the mean KL divergence of the written model's predictions from the source's, in nats per token.
+
+    Args:
+        config: The config of both.
+        source: The source's weights.
+        written: The written weights.
+        ids: Token ids of a text.
+    """
+    ids_S = torch.tensor(ids)
+    passes = [_ForwardPass(config, ids_S, torch.arange(len(ids))) for _ in (source, written)]
+    for names in _parameter_groups(config):
+        for forward, weights in zip(passes, (source, written), strict=True):
+            forward.apply_weights(_read_group(weights, names))
+    true_SV, model_SV = (forward.logits_SV.log_softmax(-1) for forward in passes)
+    kl_S = F.kl_div(model_SV, true_SV, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
+    return float(kl_S.mean())
+
+
+def _read_group(weights: Mapping[str, WeightRows], names: list[str]) -> dict[str, Tensor]:
+    # A tied head is the embedding.
+    stored = {name: EMBEDDING if name == HEAD and HEAD not in weights else name for name in names}
+    return {name: _as_tensor(weights[place]) for name, place in stored.items()}
 
 
 def _as_tensor(weight: WeightRows) -> Tensor:
@@ -67,13 +94,10 @@ def _parameter_groups(config: LlamaConfig) -> Iterator[list[str]]:
 class _ForwardPass:
     """Forward pass over a few tokens that reads one group of weights after another."""
 
-    def __init__(self, config: LlamaConfig, ids_S: Tensor) -> None:
+    def __init__(self, config: LlamaConfig, ids_S: Tensor, positions_S: Tensor) -> None:
         self.config, self.ids_S = config, ids_S
-        # The positions are spread over the whole context, because a wrong rotary scaling shows at late
-        # positions only.
-        last = config.max_position_embeddings - 1
-        positions_1S = torch.linspace(0, last, len(ids_S), dtype=torch.float64).long()[None]
-        self.cos_B1SE, self.sin_B1SE = (part[:, None] for part in rotary_cos_sin(config, positions_1S))
+        cos_sin = rotary_cos_sin(config, positions_S[None])
+        self.cos_B1SE, self.sin_B1SE = (part[:, None] for part in cos_sin)
         self.stream_BSD = torch.empty(0)
         self.logits_SV = torch.empty(0)
 

@@ -21,7 +21,7 @@ from meditron.store.files import list_files, read_json, write_json
 from meditron.store.gguf_parts import existing_parts
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["DType", "FloatType", "convert"]
+__all__ = ["DType", "FloatType", "convert", "write_carried_files"]
 
 FloatType = Literal["F16", "F32"]
 """Types of a converted GGUF file; `quantize` writes the others."""
@@ -78,7 +78,7 @@ def convert(
                 save_gguf(weights, config, tokenizer, temporary, type or "F16", name=name, carried=carried)
             else:
                 save_hf(weights, config, tokenizer, temporary, getattr(torch, kind))
-                _write_carried_files(files, temporary, name, check=check)
+                write_carried_files(files, temporary, name, check=check)
         if check:
             written = ModelFiles(str(out), "gguf" if to_gguf else "hf", temporary)
             ExportCheck(files, tokenizer).require_same_model(written, kind, out)
@@ -105,7 +105,7 @@ def _convert_adapter(folder: Path, out: Path, type: FloatType | None, *, force: 
     return {"path": str(out), "type": "F32", "bytes": out.stat().st_size}
 
 
-def _write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
+def write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
     """Write the source's authorship, ancestry and card into a model's folder, and record a skipped check."""
     if (ancestry := read_ancestry(source)) is not None:
         write_ancestry(folder, ancestry)

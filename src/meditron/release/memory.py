@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PeakMemory", "measure_peak_memory"]
+__all__ = ["PeakMemory", "child_peak_bytes", "measure_peak_memory"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
@@ -38,6 +38,15 @@ def _peak_resident_bytes() -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return _rusage_bytes(resource.RUSAGE_SELF)
+
+
+def child_peak_bytes() -> int:
+    """Return the largest resident set of the child processes that have ended."""
+    return _rusage_bytes(resource.RUSAGE_CHILDREN)
+
+
+def _rusage_bytes(who: int) -> int:
     # macOS counts bytes, Linux kibibytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(who).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -12,6 +12,8 @@ from meditron.core.errors import UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import gguf_header
+from meditron.model.packed_format import read_packed_format
+from meditron.model.packed_weights import PACKED_TYPES
 from meditron.model.presets import model_tokenizer
 from meditron.model.weight_rows import open_weight_rows
 from meditron.release.check import CHECK_KEY, ExportCheck
@@ -30,13 +32,21 @@ from meditron.report.quantization import measured_costs, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.checksums import write_checksums
-from meditron.store.files import make_folder, sha256_file
+from meditron.store.files import make_folder, read_json, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["DEFAULT_OPTIONS", "QuantizeOptions", "carried_metadata", "quantize", "read_importance", "run"]
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "QuantizeOptions",
+    "carried_metadata",
+    "quantize",
+    "read_importance",
+    "run",
+    "warn_if_already_quantized",
+]
 
 _NOTE = "one-dimensional tensors (norms) are F32 in every type, as llama.cpp reads them"
 
@@ -194,7 +204,7 @@ def _write_files(files: ModelFiles, paths: Mapping[str, Path], options: Quantize
     """Write the files in one pass over the model's weights; return the seconds of the export check."""
     if not set(paths) <= FLOAT_TYPES:
         load_libgguf()  # a missing extra must fail before anything is read
-        _warn_if_already_quantized(files)
+        warn_if_already_quantized(files)
     tokenizer = model_tokenizer(files)
     comparison = ExportCheck(files, tokenizer)
     with open_weight_rows(files) as (config, weights), ExitStack() as complete:
@@ -243,11 +253,15 @@ def _require_imatrix(plans: Sequence[FilePlan], importance: Importance) -> None:
                 )
 
 
-def _warn_if_already_quantized(files: ModelFiles) -> None:
+def warn_if_already_quantized(files: ModelFiles) -> None:
     """Warn if the model is already quantized, because the errors add up."""
-    if files.kind != "gguf":
-        return
-    with GGUF(Path(files.path)) as gguf:
-        kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - FLOAT_TYPES)
+    kinds: list[str] = []
+    if files.kind == "gguf":
+        with GGUF(Path(files.path)) as gguf:
+            kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - FLOAT_TYPES)
+    elif files.kind == "hf":
+        config = files.path / "config.json"
+        packed = read_packed_format(read_json(config), config)
+        kinds = [] if packed is None else [PACKED_TYPES[packed.quant_method]]
     if kinds:
         warn(f"{files.spec} is already quantized ({', '.join(kinds)}): the errors of both add up")

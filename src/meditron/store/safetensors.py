@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from meditron.core.errors import InputError
 from meditron.store.files import read_json, translate_read_errors
 
-__all__ = ["FLOAT_DTYPES", "SafetensorsFile", "StoredTensor", "tensor_files"]
+__all__ = ["FLOAT_DTYPES", "SafetensorsFile", "StoredTensor", "stored_as_float32", "tensor_files"]
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -28,6 +28,13 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 """Supported types → numpy's dtype; a bfloat16, which numpy lacks, is its bits in uint16."""
+
+
+def stored_as_float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return floats of any stored type in float32; uint16 are the bits of bfloat16."""
+    if stored.dtype == np.uint16:  # a bfloat16 is the upper half of a float32
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(stored, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,17 @@ class SafetensorsFile:
         if tensor.type not in FLOAT_DTYPES:
             problem = f"{tensor.type} is not supported; {', '.join(FLOAT_DTYPES)} are"
             raise InputError(self.path, problem, place=name)
-        dtype, count = FLOAT_DTYPES[tensor.type], prod(tensor.shape)
-        array: npt.NDArray[Any] = np.frombuffer(self._map, dtype, count, tensor.offset)
+        return self._view(tensor, FLOAT_DTYPES[tensor.type])
+
+    def integers(self, name: str) -> npt.NDArray[np.int32]:
+        """Return a tensor of int32 as a read-only view of the file; InputError for another type."""
+        tensor = self.tensors[name]
+        if tensor.type != "I32":
+            raise InputError(self.path, f"{tensor.type} is not supported; only I32 is", place=name)
+        return self._view(tensor, np.dtype("<i4"))
+
+    def _view(self, tensor: StoredTensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.frombuffer(self._map, dtype, prod(tensor.shape), tensor.offset)
         return array.reshape(tensor.shape)
 
 
