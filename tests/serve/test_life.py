@@ -17,7 +17,7 @@ from serving import Server, serving
 
 # The tokens that end a text or a turn are excluded, so that an answer lasts for seconds.
 ENDLESS = {"max_tokens": 30_000, "logit_bias": {"0": -100, "1": -100, "2": -100}, "temperature": 0}
-# Seconds; .1 were measured on free cores, and an answer that is not cancelled takes minutes.
+# Seconds: a busy machine answers late, but an answer that is not cancelled takes minutes.
 SOON = 8
 SLOTS = ("--slots", "1", "--max-tokens", "30000")
 

@@ -311,6 +311,16 @@ def test_keys_and_roles(keyed: Served) -> None:
     assert keyed.ask("hello", headers=cookie).status == 200
     assert keyed.ask("hello", headers={**cookie, "Origin": "http://evil.example"}).status == 403
     assert KEY not in keyed.errors.read_text()
+    wrong = json.dumps({"key": KEY[1:]}).encode()
+    assert keyed.request("POST", "/login", wrong, {"Content-Type": "application/json"}).status == 401
+
+    def logins() -> list[tuple[str, str | None]]:
+        lines = (keyed.errors.parent / "data" / "audit.jsonl").read_text().splitlines()
+        return [
+            (line["event"], line.get("person")) for line in map(json.loads, lines) if "login" in line["event"]
+        ]
+
+    eventually(lambda: logins() == [("login", "ann"), ("login refused", None)])
 
 
 def test_sigterm_lets_running_requests_end_and_refuses_new_ones(keyed: Served, upstream: Upstream) -> None:

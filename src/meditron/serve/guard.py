@@ -188,5 +188,5 @@ class _Sender:
         headers.add_vary_header("Origin")
         if self.cors_origin:
             headers["access-control-allow-origin"] = self.cors_origin
-            headers["access-control-expose-headers"] = "Retry-After, X-Request-Id"
+            headers["access-control-expose-headers"] = "Retry-After, X-Request-Id, X-Meditron-Prompt"
             headers["cross-origin-resource-policy"] = "cross-origin"

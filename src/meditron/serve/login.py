@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 
 from meditron.serve.access import Access
 from meditron.serve.guard import session_cookie
-from meditron.serve.pages import render_page
+from meditron.serve.pages import render_page, state_of
 
 __all__ = ["routes"]
 
@@ -41,7 +41,13 @@ async def log_in(request: Request) -> Response:
     access = _access(request)
     if not access.people.need_keys:
         return JSONResponse({"next": next_page})
-    person = access.check_key(key.strip(), request.client.host if request.client else "unknown")
+    address = request.client.host if request.client else "unknown"
+    try:
+        person = access.check_key(key.strip(), address)
+    except HTTPException:
+        _audit(request, "login refused", address=address)
+        raise
+    _audit(request, "login", person=person.name, address=address)
     response = JSONResponse({"next": next_page})
     response.set_cookie(
         session_cookie(request.scope),
@@ -61,6 +67,12 @@ async def log_out(request: Request) -> Response:
     response = JSONResponse({"next": "/login"})
     response.delete_cookie(name, httponly=True, samesite="strict")
     return response
+
+
+def _audit(request: Request, event: str, **fields: str) -> None:
+    records = state_of(request).records
+    if records is not None:
+        records.audit_event(event, **fields)
 
 
 def _access(request: Request) -> Access:
