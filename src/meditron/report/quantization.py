@@ -253,12 +253,8 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
             for manifest in quantized:
                 if manifest.digest in {record.digest for record in evaluation.inputs.values()}:
                     result = results.read_results(place)
-                    costs = (
-                        measured_file_costs(
-                            losses_from_evaluation(result, manifest.name, stage.name, domains)
-                        )
-                        | costs
-                    )
+                    losses = losses_from_evaluation(result, manifest.name, stage.name, domains)
+                    costs = measured_file_costs(losses) | costs
     return costs
 
 
