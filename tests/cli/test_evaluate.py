@@ -162,6 +162,29 @@ def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -
     assert "perplexity ratio" in completed.out
 
 
+def test_all_files_of_a_folder_against_a_model(meditron: Command, model: Path, tmp_path: Path) -> None:
+    with JsonlWriter(tmp_path / "corpus/heldout/pubmed/00000.jsonl.zst") as writer:
+        for n, text in enumerate(TEXTS):
+            writer.write({"id": f"pubmed:{n}", "text": text})
+    folder, out = tmp_path / "gguf", tmp_path / "out"
+    assert meditron("quantize", model, "F16", "Q8_0", "Q2_K", "--out", folder).code == 0
+    f16 = f"{folder}:{model.name}-F16"
+    arguments = ("evaluate", folder, "--against", f16, "--corpus", tmp_path / "corpus", "--out", out)
+    said = meditron(*arguments)
+    assert said.code == 0, said.err
+    assert "Q2_K" in said.out
+    assert "mean KL, nats" in said.out
+    assert "recommended: " in said.err
+    result = json.loads(meditron(*arguments, "--json").out)
+    # The reference is not compared with itself, and each row is that of its file alone.
+    names = [f"{model.name}-{kind}" for kind in ("Q2_K", "Q8_0")]
+    assert [file["type"] for file in result["files"]] == names
+    assert [pair["model"] for pair in result["fidelity"]] == [f"{folder}:{name}" for name in names]
+    assert result["recommended"] in names
+    alone = ("evaluate", f"{folder}:{names[0]}", *arguments[2:-1], tmp_path / "alone", "--json")
+    assert json.loads(meditron(*alone).out)["kl_mean"] == result["fidelity"][0]["kl_mean"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

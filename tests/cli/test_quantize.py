@@ -26,6 +26,16 @@ def test_files_their_sizes_and_what_fell_back(meditron: Command, model: Path, tm
         assert file.tensors["blk.0.attn_q.weight"].type == "Q5_0"
 
 
+def test_a_dry_run_shows_the_memory_with_layers_on_a_gpu(meditron: Command, model: Path) -> None:
+    said = meditron("quantize", model, "--type", "Q8_0", "--dry-run")
+    assert said.code == 0, said.err
+    assert "layers: VRAM" in said.out
+    (file,) = json.loads(meditron("quantize", model, "--type", "Q8_0", "--dry-run", "--json").out)["files"]
+    none, half, every = file["offload"]
+    assert (none["vram"], none["ram"]) == (0, file["ram"])
+    assert 0 < half["vram"] < every["vram"]
+
+
 def test_json_is_all_there_is_on_stdout(meditron: Command, model: Path, tmp_path: Path) -> None:
     said = meditron("quantize", model, "--type", "Q8_0", "--out", tmp_path, "--threads", "1", "--json")
     told = json.loads(said.out)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
     [
         "quickstart",
         "smoke",
+        "fidelity",
         "meditron-7b",
         "meditron-7b-as-published",
         "meditron-as-published",

@@ -26,6 +26,7 @@ from meditron.release.quantize import quantize as quantize_model
 from meditron.release.types import GGUFType
 from meditron.store.gguf import GGUF
 from meditron.store.manifest import Artifact
+from meditron.store.model_memory import HEADER_BYTES, shape_of_gguf_header
 from quantized import FAST_TYPES, digest, golden, seeded_imatrix
 
 TYPES: tuple[GGUFType, ...] = ("F32", "F16", "BF16", *FAST_TYPES)
@@ -121,11 +122,17 @@ def test_fallbacks_are_told_tensor_by_tensor(
     assert "Q4_K_M: fallback types 5 × Q5_0, 2 × Q8_0" in " ".join(said.split())
 
 
-def test_the_memory_column_is_the_file_and_the_cache_of_keys_and_values(made: Any) -> None:
-    for file in made["odd"][1]["files"]:
+def test_the_memory_column_is_the_file_and_all_that_llama_cpp_needs_beside_it(made: Any) -> None:
+    folder, metrics = made["odd"]
+    for file in metrics["files"]:
         assert file["context"] == 256
         # keys and values, 2 bytes, of one block with three heads of 64
-        assert file["ram"] == file["bytes"] + 256 * 2 * 2 * 3 * 64
+        assert file["context_bytes"] == 1_000 * 2 * 2 * 3 * 64
+        shape = shape_of_gguf_header((folder / file["path"]).read_bytes()[:HEADER_BYTES])
+        assert shape is not None
+        assert file["ram"] == shape.ram_bytes(file["bytes"])
+        assert [level["layers"] for level in file["offload"]] == [0, 1, 2]
+        assert file["offload"][0]["ram"] == file["ram"]
 
 
 @pytest.mark.parametrize("model", ["wide", "odd"])

@@ -1,5 +1,7 @@
 """The cost of quantization types, measured or published, and the type to take."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,13 @@ import pytest
 from fake_run import FakeRun
 from meditron.report.quantization import (
     QuantizationCost,
-    costs_from_evaluation,
-    files_table,
+    losses_from_evaluation,
     measured_costs,
     published_cost,
     recommendation,
     recommended_type,
 )
+from meditron.report.quantization_tables import file_tables, files_table, loss_figure
 from meditron.store.results import Comparison, write_results
 
 
@@ -49,15 +51,16 @@ def test_the_advice_says_whether_the_cost_was_measured() -> None:
     assert "+3.0 % measured on 20 documents of pubmed" in recommendation(FILES, costs)
     assert "published for Llama-3-8B" in recommendation(FILES, {})
     assert "meditron evaluate" in recommendation(FILES, {})
-    assert "more than 5.0 %" in recommendation(FILES[-1:], {})
+    assert "none is acceptable" in recommendation(FILES[-1:], {})
     assert recommendation(FILES[:1], {}) == ""
 
 
 def test_the_table_marks_the_recommended_file_and_labels_each_cost() -> None:
     costs = {"Q8_0": QuantizationCost(-0.001, is_measured=True, reference="6 documents of wiki")}
     rows = {row[0]: row for row in files_table(FILES, costs, "Files").rows}
-    assert rows["Q4_K_M.gguf"][1] == "Q4_K_M (recommended)"
-    assert rows["Q8_0.gguf"][-2:] == ("−0.1 % on 6 documents of wiki", "< 0.1 %")
+    # A measured file within the limit comes before a smaller one that was not measured.
+    assert rows["Q8_0.gguf"][1] == "Q8_0 (recommended)"
+    assert rows["Q8_0.gguf"][-2:] == ("−0.1 % measured on 6 documents of wiki", "< 0.1 %")
     assert rows["Q4_K_M.gguf"][-2:] == ("not measured", "+2.8 %")
     assert rows["F16.gguf"][-2:] == ("not measured", "–")
     assert files_table(FILES, {}, "Files").headers[-1] == "published rise, Llama-3-8B"
@@ -68,7 +71,10 @@ def life(tmp_path: Path) -> FakeRun:
     life = FakeRun(tmp_path / "small")
     source = {"what": "nll per token, pubmed", "source": "pubmed", "interval": (0.02, 0.06), "p": 0.001}
     cost = Comparison(a="finetune", b="quantize:Q4_K_M", n=24, difference=0.0392, detectable=None, **source)
-    result = life.result.model_copy(update={"differences": [*life.result.differences, cost]})
+    (pair,) = life.result.fidelity
+    few = pair.model_copy(update={"documents": 6})
+    differences = [*life.result.differences, cost]
+    result = life.result.model_copy(update={"differences": differences, "fidelity": [few]})
     write_results(life.folder / "evaluate", result)
     models = {"model": "finetune", "quantize:Q4_K_M": "quantize"}
     life.finish("evaluate", inputs=models, metrics=result.model_dump(mode="json"))
@@ -77,7 +83,7 @@ def life(tmp_path: Path) -> FakeRun:
 
 def test_the_costs_of_a_runs_model_are_those_of_its_evaluation(life: FakeRun) -> None:
     costs = measured_costs(life.folder / "finetune")
-    assert str(costs["Q4_K_M"]) == "+4.0 % measured on 24 documents of pubmed"
+    assert str(costs["Q4_K_M"]) == "+4.0 % [2.0, 6.2] measured on 24 documents of pubmed"
     assert measured_costs(life.folder / "pretrain") == {}
     assert measured_costs(life.folder) == {}
 
@@ -100,11 +106,74 @@ def test_the_cost_of_a_file_that_is_beyond_repair_is_a_number(life: FakeRun) -> 
         detectable=None,
     )  # fmt: skip
     result = life.result.model_copy(update={"differences": [cost]})
-    assert "e+306 % measured on 9" in str(costs_from_evaluation(result, "quantize", "finetune")["Q2_K"])
+    losses = losses_from_evaluation(result, "quantize", "finetune", {})
+    assert "e+306 % measured on 9" in str(losses["Q2_K"].cost)
 
 
-def test_fidelity_counts_if_no_comparison_has_the_type(life: FakeRun) -> None:
+def test_fidelity_counts_if_no_comparison_has_more_documents(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
-    cost = costs_from_evaluation(life.result, "quantize", "finetune")["Q4_K_M"]
+    loss = losses_from_evaluation(life.result, "quantize", "finetune", {})["Q4_K_M"]
+    assert loss.texts[0].ratio == pair.perplexity_ratio
+    assert losses_from_evaluation(life.result, "another", "finetune", {}) == {}
+    more = Comparison(
+        a="finetune", b="quantize:Q4_K_M", what="", source=pair.source, n=pair.documents + 1, difference=0.01,
+        interval=(0.0, 0.02), p=0.1, detectable=None,
+    )  # fmt: skip
+    result = life.result.model_copy(update={"differences": [more]})
+    (text,) = losses_from_evaluation(result, "quantize", "finetune", {})["Q4_K_M"].texts
+    assert text.ratio == pytest.approx(math.exp(0.01))
+    assert text.fidelity == pair
+
+
+def test_the_recommended_file_is_the_smallest_acceptable_one(life: FakeRun) -> None:
+    def cost(rise: float, high: float, *worse_on: str) -> QuantizationCost:
+        return QuantizationCost(rise, True, "30 documents of pubmed", (rise - 0.01, high), worse_on)
+
+    # The interval decides, not the rise; a significant loss of accuracy excludes a file.
+    assert recommended_type(FILES, {"Q2_K": cost(0.03, 0.06), "Q4_K_M": cost(0.03, 0.04)}) == "Q4_K_M"
+    costs = {"Q2_K": cost(0.3, 0.4), "Q4_K_M": cost(0.01, 0.02, "medqa"), "Q8_0": cost(0.0, 0.01)}
+    assert recommended_type(FILES, costs) == "Q8_0"
+    advice = recommendation(FILES, costs)
+    assert "at the upper end of its 95 % interval" in advice
+    assert "0.0 % [−1.0, 1.0] measured on 30 documents of pubmed" in advice
+    # Without an acceptable file: the one with the lowest upper end.
+    assert recommended_type(FILES[2:], {"Q2_K": cost(0.3, 0.4), "Q4_K_M": cost(0.1, 0.5)}) == "Q2_K"
+
+
+def test_only_medical_text_and_significant_losses_count(life: FakeRun) -> None:
+    (pair,) = life.result.fidelity
+    ends = {"perplexity_ratio": (8.0, 10.0)}
+    general = pair.model_copy(update={"source": "wiki", "perplexity_ratio": 9.0, "intervals": ends})
+    task = Comparison(
+        a="finetune", b="quantize:Q4_K_M", what="", task="medqa", n=100, difference=-0.2,
+        interval=(-0.3, -0.1), p=0.001, detectable=None,
+    )  # fmt: skip
+    result = life.result.model_copy(update={"fidelity": [pair, general], "differences": [task]})
+    domains = {"pubmed": "medical", "wiki": "general"}
+    cost = losses_from_evaluation(result, "quantize", "finetune", domains)["Q4_K_M"].cost
+    assert cost is not None
     assert cost.perplexity_change == pair.perplexity_ratio - 1
-    assert costs_from_evaluation(life.result, "another", "finetune") == {}
+    assert cost.worse_on == ("medqa",)
+    unknown = losses_from_evaluation(result, "quantize", "finetune", {})["Q4_K_M"].cost
+    assert unknown is not None
+    assert "wiki" in unknown.reference
+    assert QuantizationCost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
+
+
+def test_the_table_and_the_chart_have_every_measure_of_every_text(life: FakeRun) -> None:
+    (pair,) = life.result.fidelity
+    general = pair.model_copy(update={"source": "wiki", "kl_99": 0.4321})
+    other = pair.model_copy(update={"model": "quantize:Q8_0", "kl_mean": 0.001, "perplexity_ratio": 1.0})
+    result = life.result.model_copy(update={"fidelity": [pair, general, other]})
+    losses = losses_from_evaluation(result, "quantize", "finetune", {"pubmed": "medical"})
+    files = [each | {"fallbacks": {}} for each in FILES]
+    (table,) = file_tables(files, losses, "Files")
+    rows = [row for row in table.rows if row[1].startswith("Q4_K_M")]
+    assert [row[5] for row in rows] == ["pubmed (medical)", "wiki"]
+    assert rows[1][-2] == "0.4321"
+    assert [row[5:7] for row in table.rows if row[1] == "F16"] == [("not measured", "")]
+    figure = loss_figure(files, losses, "quantize")
+    assert figure is not None
+    assert figure.rows[0][:4] == ("pubmed (medical)", "Q8_0", 0.145, 0.001)
+    assert figure.svg.count("Q4_K_M</text>") == 1
+    assert loss_figure(files, {"Q8_0": losses["Q8_0"]}, "quantize") is None

@@ -90,7 +90,7 @@ def evaluate(
         str,
         Parameter(
             help="MODEL: a stage of a run, an HF folder, a .gguf file, pypi:package==version or "
-            "api:http://host:port/v1#model."
+            "api:http://host:port/v1#model. With --against also a folder of GGUF files: all are compared."
         ),
     ],
     /,
@@ -126,7 +126,7 @@ def evaluate(
         meditron evaluate MODEL --task healthbench.jsonl --judge api:http://localhost:8000/v1#judge
         --max-tokens 1024
 
-        meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
+        meditron evaluate runs/quickstart/quantize --against base.gguf --corpus runs/quickstart/corpus
     """
     from meditron.cli import show
     from meditron.evaluate.config import EvalOptions
@@ -134,6 +134,9 @@ def evaluate(
     from meditron.evaluate.standalone import Evaluation, evaluate_on_rubrics, run_on
     from meditron.parallel.cluster import open_ranks
     from meditron.parallel.world import current_world
+    from meditron.report.quantization import losses_from_evaluation, recommended_file
+    from meditron.report.verdicts import source_domains
+    from meditron.store.manifest import read_manifest
     from meditron.tasks.rubrics import is_rubric_file
 
     if task is not None and against is None and is_rubric_file(task):
@@ -162,10 +165,20 @@ def evaluate(
         result, rows = run_on(ranks, evaluation)
     if stored is not None:
         _add_scores(result, stored)
+    files = [] if against is None else _files_of_folder(model, result)
+    manifest = read_manifest(corpus) if files and corpus else None
+    domains = dict(source_domains(manifest)) if manifest else {}
+    losses = losses_from_evaluation(result, model, str(against), domains)
     if as_json:
-        print_json(_json_fields(result.model_dump(mode="json"), str(rows)))
+        fields = _json_fields(result.model_dump(mode="json"), str(rows))
+        print_json(
+            fields | ({"files": files, "recommended": recommended_file(files, losses)} if files else {})
+        )
     else:
-        show.print_evaluation(result, answer=True)
+        if files:
+            show.print_file_losses(model, files, losses, answer=True)
+        else:
+            show.print_evaluation(result, answer=True)
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")
@@ -211,6 +224,20 @@ def _add_scores(result: "EvaluationResult", stored: _FolderPrompt) -> None:
                 PromptStore(stored.folder).add_score(stored.prompt.name, added, person)
     except MeditronError as error:
         warn(f"the score was not added to the prompt: {error.message}")
+
+
+def _files_of_folder(model: str, result: "EvaluationResult") -> list[dict[str, Any]]:
+    """Return type, size and memory of the measured files of a folder; empty if MODEL is a single model."""
+    from meditron.release.summary import gguf_sizes
+    from meditron.store.models import models_of_folder, resolve_model
+
+    measured = {pair.model for pair in result.fidelity}
+    specs = models_of_folder(model)
+    return [
+        {"type": spec.rpartition(":")[2], "fallbacks": {}, **gguf_sizes(resolve_model(spec).path)}
+        for spec in (specs if len(specs) > 1 else ())
+        if spec in measured
+    ]
 
 
 def _refuse_flags_of_questions(options: "EvalOptions", others: Mapping[str, object]) -> None:

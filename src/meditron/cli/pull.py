@@ -82,7 +82,7 @@ def _listing_json(selection: "ModelPull", memory: dict[str, int | None]) -> dict
 def _print_listing(selection: "ModelPull", memory: dict[str, int | None], *, answer: bool) -> None:
     from meditron.core.units import format_bytes, format_count
     from meditron.report.terminal import print_table
-    from meditron.store.hub.model_memory import CONTEXT
+    from meditron.store.model_memory import CONTEXT
 
     listing = selection.listing
     rows = [

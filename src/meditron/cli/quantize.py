@@ -77,7 +77,7 @@ def quantize(
         print_json(result)
         return
     title = "Files that would be written" if dry_run else "Quantized files"
-    print_summary(result["files"], answer=True, title=title)
+    print_summary(result["files"], answer=True, title=title, memory=dry_run)
     for note in result["notes"] if dry_run else ():
         info(note)
 

@@ -18,6 +18,8 @@ from meditron.report import evaluation_tables, methods
 from meditron.report.contamination import contamination_table
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.explanation import effect_table, explanation_sentence, flip_table
+from meditron.report.quantization import FileLoss, measured_file_costs, recommendation
+from meditron.report.quantization_tables import file_tables
 from meditron.report.robustness import robustness_tables
 from meditron.report.rubrics import rubric_difference_table, rubric_tables_by_set
 from meditron.report.run_report import HTML
@@ -30,6 +32,7 @@ __all__ = [
     "print_drift",
     "print_evaluation",
     "print_explanation",
+    "print_file_losses",
     "print_outcome",
     "print_plan",
     "print_stages",
@@ -213,6 +216,15 @@ def print_evaluation(result: EvaluationResult, *, answer: bool) -> None:
     if result.fidelity:
         _print_result_table(evaluation_tables.fidelity_table(result), answer=answer)
     print_differences(result.differences, answer=answer)
+
+
+def print_file_losses(
+    folder: str, files: Sequence[Mapping[str, Any]], losses: Mapping[str, FileLoss], *, answer: bool
+) -> None:
+    """Print size, memory and loss of the files of a folder, and the recommended one."""
+    for table in file_tables(files, losses, f"Files of {folder}"):
+        _print_result_table(table, answer=answer)
+    info(recommendation(files, measured_file_costs(losses)))
 
 
 def _print_rubrics(result: EvaluationResult, *, answer: bool) -> None:

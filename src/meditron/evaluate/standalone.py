@@ -32,9 +32,9 @@ from meditron.evaluate.variants import EvalVariants, VariantRows
 from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
-from meditron.store.models import resolve_model
+from meditron.store.models import models_of_folder, resolve_model
 from meditron.store.prompts import PromptStore, StoredPrompt
-from meditron.store.results import EvaluationResult
+from meditron.store.results import EvaluationResult, Fidelity
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task, parse_task
 from meditron.tasks.rubrics import open_rubrics
@@ -254,10 +254,10 @@ def evaluate_against(
     out: Path | None = None,
     seed: int = 1,
 ) -> tuple[EvaluationResult, Path]:
-    """Compare two models' predictions on the held-out text of a corpus (see `fidelity`).
+    """Compare models' predictions on the held-out text of a corpus with those of another (see `fidelity`).
 
     Args:
-        model: A MODEL, such as a quantized file.
+        model: A MODEL, such as a quantized file, or a folder of several GGUF files, which are all compared.
         against: The reference MODEL, whose distributions are taken as true.
         corpus: Folder of a corpus.
         options: The evaluation options.
@@ -278,16 +278,26 @@ def evaluate_against(
     if not any(len(chosen) >= 2 for chosen in texts.values()):
         raise InputError(corpus, "fewer than two held-out documents of any source", hint="is it a corpus?")
     path = (out or _default_folder(model)) / FIDELITY
+    figures: list[Fidelity] = []
+    rows: list[FidelityRow] = []
     with ExitStack() as stack:
-        sides = [stack.enter_context(_open_local_model(spec, fidelity.DTYPE)) for spec in (model, against)]
-        refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content_files)])
+        reference = stack.enter_context(_open_local_model(against, fidelity.DTYPE))
+        sides = _models_to_compare(model, reference)
+        inputs = [file for side in (reference, *sides) for file in side.content_files]
+        refuse_overwrite([path], [corpus, *inputs])
         file = stack.enter_context(_locked_rows_file(path, FidelityRow, EvalRanks.of_job()))
-        rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.document_tokens, file)
+        for side in sides:
+            with side:
+                compared = fidelity.compare_distributions(
+                    side, reference, texts, options.document_tokens, file
+                )
+            rows += compared
+            figures += fidelity.summarize(compared, texts, seed=seed, resamples=options.resamples)
         _write_rows(file, rows)
-        engines = {side.name: side.engine_label for side in sides}
-        ancestry = {side.name: training_data_record(side) for side in sides}
+        engines = {side.name: side.engine_label for side in (*sides, reference)}
+        ancestry = {side.name: training_data_record(side) for side in (*sides, reference)}
     result = EvaluationResult(
-        fidelity=fidelity.summarize(rows, texts, seed=seed, resamples=options.resamples),
+        fidelity=figures,
         engines=engines,
         ancestry=ancestry,
         rows=FIDELITY,
@@ -296,6 +306,12 @@ def evaluate_against(
         resamples=options.resamples,
     )
     return result, path
+
+
+def _models_to_compare(model: str, reference: LocalModel) -> list[LocalModel]:
+    """Return the model, or those of all GGUF files of a folder except the reference."""
+    sides = [_open_local_model(spec, fidelity.DTYPE) for spec in models_of_folder(model)]
+    return [side for side in sides if len(sides) == 1 or side.content_files != reference.content_files]
 
 
 def evaluate_on_rubrics(

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "IntervalPanel",
     "IntervalRow",
+    "SizedLoss",
     "bar_chart",
     "interval_chart",
     "interval_panel_chart",
     "line_chart",
     "reliability_chart",
+    "size_loss_chart",
 ]
 
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
@@ -35,6 +37,10 @@ _PANEL_WIDTH = 4.0  # narrower than other charts, so that its text stays readabl
 _ROW, _TWO_LINE_ROW, _ABOVE, _HEADING, _BELOW, _MARGIN = 0.36, 0.5, 0.27, 0.38, 0.48, 0.12  # inches
 _LINE_CHARACTERS = 62  # label and value of a row share a line up to this length
 _TONES = {"better": SERIES[2], "worse": SERIES[1], "neutral": MUTED}
+
+_LABEL_SIZE = 7.0  # points
+_Box = tuple[float, float, float, float]
+"""Left, lower, right and upper edge of a box, in points."""
 
 Tone = Literal["better", "worse", "neutral"]
 
@@ -61,6 +67,16 @@ class IntervalPanel:
     """The unit, and the side that is better."""
     heading: str = ""
     """A question and its answer above the title, a line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedLoss:
+    """A point of a `size_loss_chart`."""
+
+    label: str
+    size: float
+    loss: float
+    interval: tuple[float, float] | None
 
 
 @matplotlib_style()
@@ -270,6 +286,83 @@ def reliability_chart(
     _style_axes(axes, grid="y")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=INK)
     return to_svg(figure)
+
+
+@matplotlib_style()
+def size_loss_chart(
+    series: Mapping[str, Sequence[SizedLoss]], x: str, y: str, *, marked: str | None = None
+) -> str:
+    """Draw the loss of each point over its size, with its interval, on a logarithmic axis of the loss.
+
+    The points of the first series have their labels; in every series the point `marked` has a ring. A point
+    without a loss above zero is left out.
+    """
+    figure, axes = _new_figure(_WIDTH * 0.75)
+    for index, (name, points) in enumerate(series.items()):
+        colour, kept = SERIES[index % len(SERIES)], [point for point in points if point.loss > 0]
+        for point in kept:
+            if point.interval and point.interval[0] > 0:
+                axes.plot([point.size] * 2, point.interval, color=colour, linewidth=1.0)
+            if point.label == marked:
+                axes.plot(
+                    [point.size], [point.loss], color=INK, marker="o", markersize=9, markerfacecolor="none"
+                )
+        sizes, losses = [point.size for point in kept], [point.loss for point in kept]
+        axes.plot(sizes, losses, color=colour, linestyle="", marker="o", markersize=4, label=name)
+    axes.set_yscale("log")
+    axes.set_title(y, loc="left", color=MUTED, fontsize=8.5)
+    axes.set_xlabel(x, color=MUTED)
+    axes.margins(x=0.08, y=0.12)
+    _style_axes(axes, grid="y")
+    axes.legend(loc="upper right", frameon=False, labelcolor=INK)
+    every = [point for group in series.values() for point in group]
+    _label_points(figure, axes, next(iter(series.values()), ()), every)
+    return to_svg(figure)
+
+
+def _label_points(
+    figure: "Figure", axes: "Axes", points: Sequence[SizedLoss], obstacles: Sequence[SizedLoss]
+) -> None:
+    """Write the label of each point where it covers no other label, point or interval, if possible."""
+    figure.draw_without_rendering()  # the layout, which the places depend on
+    unit = figure.dpi / 72
+
+    def place_of(size: float, loss: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((size, loss))
+        return x / unit, y / unit
+
+    taken: list[_Box] = []
+    for point in obstacles:
+        ends = [end for end in (*(point.interval or ()), point.loss) if end > 0]
+        if ends:
+            (x, low), (_, high) = place_of(point.size, min(ends)), place_of(point.size, max(ends))
+            taken.append((x - 3, low - 3, x + 3, high + 3))
+    for point in sorted(points, key=lambda point: point.size):
+        if point.loss <= 0:
+            continue
+        x, y = place_of(point.size, point.loss)
+        width = 0.62 * _LABEL_SIZE * len(point.label)
+        boxes = [
+            (x + dx, y + dy, x + dx + width, y + dy + _LABEL_SIZE)
+            for rise in range(0, 60, 4)
+            for dy in (rise - _LABEL_SIZE / 2, -rise - _LABEL_SIZE / 2)
+            for dx in (6, -6 - width, -width / 2)
+        ]
+        box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
+        taken.append(box)
+        axes.annotate(
+            point.label,
+            (point.size, point.loss),
+            xytext=(box[0] - x, box[1] - y),
+            textcoords="offset points",
+            color=INK,
+            fontsize=_LABEL_SIZE,
+            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.7} if abs(box[1] - y) > 8 else None,
+        )
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _new_figure(height: float) -> "tuple[Figure, Axes]":

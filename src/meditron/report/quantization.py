@@ -1,28 +1,38 @@
-"""The cost of each quantization type in quality: measured if an evaluation exists, else as published."""
+"""The cost of each quantization type in quality: measured if an evaluation exists, else as published.
+
+The recommended file is the smallest whose loss is acceptable: on every medical text (on every text if none
+is medical) the perplexity rises by at most 5 %, also at the upper end of its 95 % interval, and on no task is
+the accuracy significantly lower. A file that was not measured has the published rise of its type, and is only
+recommended if no measured file is acceptable. If no file is acceptable, it is the one whose rise is lowest at
+the upper end.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
 from meditron.core.statistics import MAX_EXPONENT
-from meditron.core.units import format_bytes, format_count
+from meditron.core.units import format_count
 from meditron.report import number_format
-from meditron.report.evaluation_tables import ResultTable
+from meditron.report.verdicts import source_domains, verdict
 from meditron.store import results
 from meditron.store.manifest import Manifest, read_manifest
-from meditron.store.results import EvaluationResult
+from meditron.store.results import Comparison, EvaluationResult, Fidelity
 
 __all__ = [
+    "FileLoss",
     "QuantizationCost",
-    "costs_from_evaluation",
-    "files_table",
+    "TextLoss",
+    "losses_from_evaluation",
     "measured_costs",
+    "measured_file_costs",
     "published_cost",
     "recommendation",
+    "recommended_file",
     "recommended_type",
 ]
 
@@ -45,6 +55,7 @@ _PUBLISHED = {
 _PUBLISHED_BF16 = 6.2316
 _ACCEPTABLE = 0.05
 """Rise of the perplexity that a recommended file has at most."""
+_MEDICAL = "medical"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +67,26 @@ class QuantizationCost:
     """True if this model was measured; False for the published value of another model."""
     reference: str
     """The text that it was measured on, or the model and the source of the published value."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the rise; None for a published value, and for fewer than 6 documents."""
+    worse_on: tuple[str, ...] = ()
+    """Tasks on which the accuracy is significantly lower."""
 
     def __str__(self) -> str:
         source = "measured on" if self.is_measured else "published for"
-        return f"{self.percent_text} {source} {self.reference}"
+        ends = f" {number_format.interval(self.interval, number_format.percent)}" if self.interval else ""
+        worse = f", less accurate on {', '.join(self.worse_on)}" if self.worse_on else ""
+        return f"{self.percent_text}{ends} {source} {self.reference}{worse}"
+
+    @property
+    def upper_end(self) -> float:
+        """The upper end of the interval; the rise itself without an interval."""
+        return self.interval[1] if self.interval else self.perplexity_change
+
+    @property
+    def is_acceptable(self) -> bool:
+        """True if the rise is at most 5 % at its upper end and no accuracy is significantly lower."""
+        return self.upper_end <= _ACCEPTABLE and not self.worse_on
 
     @property
     def percent_text(self) -> str:
@@ -75,12 +102,21 @@ class QuantizationCost:
             "perplexity_change": self.perplexity_change,
             "measured": self.is_measured,
             "on": self.reference,
+            "interval": self.interval,
+            "worse_on": list(self.worse_on),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read the fields that `to_json` wrote."""
-        return cls(fields["perplexity_change"], is_measured=fields["measured"], reference=fields["on"])
+        ends = fields["interval"]
+        return cls(
+            fields["perplexity_change"],
+            is_measured=fields["measured"],
+            reference=fields["on"],
+            interval=ends and (ends[0], ends[1]),
+            worse_on=tuple(fields["worse_on"]),
+        )
 
 
 def published_cost(kind: str) -> QuantizationCost | None:
@@ -90,32 +126,100 @@ def published_cost(kind: str) -> QuantizationCost | None:
     return QuantizationCost(_PUBLISHED[kind] / _PUBLISHED_BF16, is_measured=False, reference="Llama-3-8B")
 
 
-def costs_from_evaluation(result: EvaluationResult, stage: str, parent: str) -> dict[str, QuantizationCost]:
-    """Return the measured cost of each type of a quantize stage.
+@dataclass(frozen=True, slots=True)
+class TextLoss:
+    """The loss of a quantized file on the text of one source."""
 
-    A paired comparison with the model that the files were made from takes precedence over a fidelity record,
-    which usually has fewer documents. If there are several sources, the first one is used.
+    source: str
+    domain: str
+    """Domain of the source; empty if it is not known."""
+    documents: int
+    ratio: float
+    """Perplexity divided by that of the model the file was made from."""
+    interval: tuple[float, float] | None
+    fidelity: Fidelity | None = None
+
+    @property
+    def cost(self) -> QuantizationCost:
+        """The loss as a rise in perplexity."""
+        on = f"{format_count(self.documents, 'documents')} of {self.source}"
+        ends = self.interval and (self.interval[0] - 1, self.interval[1] - 1)
+        return QuantizationCost(self.ratio - 1, True, on, ends)
+
+
+@dataclass(frozen=True, slots=True)
+class FileLoss:
+    """The measured loss of one quantized file."""
+
+    texts: tuple[TextLoss, ...]
+    tasks: Mapping[str, Comparison]
+    """Task → paired difference in accuracy from the model that the file was made from."""
+
+    @property
+    def cost(self) -> QuantizationCost | None:
+        """The largest rise on a medical text, by its upper end; None if only tasks were measured."""
+        texts = [text for text in self.texts if text.domain == _MEDICAL] or self.texts
+        if not texts:
+            return None
+        worse_on = tuple(task for task, comparison in self.tasks.items() if verdict(comparison) == "worse")
+        return replace(max((text.cost for text in texts), key=lambda cost: cost.upper_end), worse_on=worse_on)
+
+
+def losses_from_evaluation(
+    result: EvaluationResult, stage: str, parent: str, domains: Mapping[str, str]
+) -> dict[str, FileLoss]:
+    """Return the measured loss of each type of a quantize stage.
+
+    A source can have a paired comparison with the model that the files were made from and a fidelity record:
+    the perplexities of the one with more documents are used.
 
     Args:
         result: An evaluation.
-        stage: Name of the quantize stage.
+        stage: Name of the quantize stage, or of the folder of the files.
         parent: Name of the model that its files were made from.
+        domains: Source → domain.
     """
-    costs: dict[str, QuantizationCost] = {}
-    for comparison in result.differences:
-        name, _, kind = comparison.b.partition(":")
-        if name == stage and kind and comparison.a == parent and comparison.source:
-            on = f"{format_count(comparison.n, 'documents')} of {comparison.source}"
-            # exp of the mean difference in log-loss is the ratio of perplexities, with each document counted
-            # once.
-            change = math.expm1(min(comparison.difference, MAX_EXPONENT))
-            costs.setdefault(kind, QuantizationCost(change, True, on))
+    texts: dict[str, dict[str, TextLoss]] = {}
+    tasks: dict[str, dict[str, Comparison]] = {}
     for pair in result.fidelity:
-        name, _, kind = pair.model.partition(":")
-        if name == stage and kind:
-            on = f"{format_count(pair.documents, 'documents')} of {pair.source}"
-            costs.setdefault(kind, QuantizationCost(pair.perplexity_ratio - 1, True, on))
-    return costs
+        name, _, kind = pair.model.rpartition(":")
+        if name == stage:
+            texts.setdefault(kind, {}).setdefault(pair.source, _text_of_fidelity(pair, domains))
+    for comparison in result.differences:
+        name, _, kind = comparison.b.rpartition(":")
+        if name != stage or comparison.a != parent:
+            continue
+        if comparison.task:
+            tasks.setdefault(kind, {})[comparison.task] = comparison
+        elif comparison.source:
+            known = texts.setdefault(kind, {}).get(comparison.source)
+            if known is None or known.documents < comparison.n:
+                text = _text_of_comparison(comparison, comparison.source, domains)
+                texts[kind][comparison.source] = replace(text, fidelity=known.fidelity if known else None)
+    return {
+        kind: FileLoss(tuple(texts.get(kind, {}).values()), tasks.get(kind, {}))
+        for kind in dict.fromkeys([*texts, *tasks])
+    }
+
+
+def _text_of_fidelity(pair: Fidelity, domains: Mapping[str, str]) -> TextLoss:
+    ends = pair.intervals.get("perplexity_ratio")
+    domain = domains.get(pair.source, "")
+    return TextLoss(pair.source, domain, pair.documents, pair.perplexity_ratio, ends, pair)
+
+
+def _text_of_comparison(comparison: Comparison, source: str, domains: Mapping[str, str]) -> TextLoss:
+    # exp of the mean difference in log-loss is the ratio of perplexities, with each document counted once.
+    ratio, *ends = (
+        math.exp(min(value, MAX_EXPONENT)) for value in (comparison.difference, *(comparison.interval or ()))
+    )
+    interval = (ends[0], ends[1]) if ends else None
+    return TextLoss(source, domains.get(source, ""), comparison.n, ratio, interval)
+
+
+def measured_file_costs(losses: Mapping[str, FileLoss]) -> dict[str, QuantizationCost]:
+    """Return the cost of each type whose loss on text was measured."""
+    return {kind: cost for kind, loss in losses.items() if (cost := loss.cost)}
 
 
 def measured_costs(model: Path) -> dict[str, QuantizationCost]:
@@ -142,28 +246,34 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
     siblings = {place: read_manifest(place) for place in sorted(model.parent.iterdir()) if place.is_dir()}
     manifests = {place: manifest for place, manifest in siblings.items() if manifest is not None}
     quantized = [m for m in manifests.values() if m.kind == "quantize" and _has_input(m, stage)]
+    domains = {source: domain for m in manifests.values() for source, domain in source_domains(m)}
     costs: dict[str, QuantizationCost] = {}
     for place, evaluation in manifests.items():
         if evaluation.kind == "evaluate" and (place / results.FILE_NAME).is_file():
             for manifest in quantized:
                 if manifest.digest in {record.digest for record in evaluation.inputs.values()}:
-                    measured = costs_from_evaluation(results.read_results(place), manifest.name, stage.name)
-                    costs = measured | costs
+                    result = results.read_results(place)
+                    losses = losses_from_evaluation(result, manifest.name, stage.name, domains)
+                    costs = measured_file_costs(losses) | costs
     return costs
 
 
 def recommended_type(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str | None:
-    """Return the type of the smallest file whose perplexity rises by at most 5 %, else of the best file.
-
-    The result is None if no file has a known cost.
-    """
+    """Return the type to take, by the rule at the top of this module; None if no file has a known cost."""
     known = [
         (file, cost) for file in files if (cost := costs.get(file["type"]) or published_cost(file["type"]))
     ]
-    acceptable = [file for file, cost in known if cost.perplexity_change <= _ACCEPTABLE]
+    acceptable = [(file, cost) for file, cost in known if cost.is_acceptable]
     if acceptable:
-        return str(min(acceptable, key=lambda file: file["bytes"])["type"])
-    return str(min(known, key=lambda pair: pair[1].perplexity_change)[0]["type"]) if known else None
+        smallest, _ = min(acceptable, key=lambda pair: (not pair[1].is_measured, pair[0]["bytes"]))
+        return str(smallest["type"])
+    return str(min(known, key=lambda pair: pair[1].upper_end)[0]["type"]) if known else None
+
+
+def recommended_file(files: Sequence[Mapping[str, Any]], losses: Mapping[str, FileLoss]) -> str | None:
+    """Return the type to take among the measured files; None if no loss on text was measured."""
+    costs = measured_file_costs(losses)
+    return recommended_type([file for file in files if file["type"] in costs], costs)
 
 
 def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str:
@@ -173,42 +283,17 @@ def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Quant
     if kind is None or cost is None:
         return ""
     limit = number_format.percent(_ACCEPTABLE)
-    if cost.perplexity_change <= _ACCEPTABLE:
+    if cost.is_acceptable:
         reason = f"the smallest file with a rise in perplexity of at most {limit}"
+        if cost.interval:
+            reason += " at the upper end of its 95 % interval, and without a significant loss of accuracy"
     else:
-        reason = f"the most accurate file; the perplexity of all rises by more than {limit}"
+        reason = "the file with the smallest loss; none is acceptable (a rise in perplexity of at most "
+        reason += f"{limit}, and no significant loss of accuracy)"
     advice = f"recommended: {kind}, {reason} ({cost})"
     if cost.is_measured:
         return advice
     return f"{advice}. Small models lose more: measure with `meditron evaluate FILE --against MODEL`"
-
-
-def files_table(
-    files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost], title: str
-) -> ResultTable:
-    """Return a row per file: type, size, memory, and the rise in perplexity.
-
-    Measured and published rises have a column each; without a measurement there is only the published one.
-    """
-    best = recommended_type(files, costs)
-    measured = {kind: f"{c.percent_text} on {c.reference}" for kind, c in costs.items() if c.is_measured}
-    rows = [
-        (
-            *((file["path"],) if "path" in file else ()),
-            f"{file['type']}{' (recommended)' if file['type'] == best else ''}",
-            format_bytes(file["bytes"]),
-            number_format.decimal(float(file["bpw"])),
-            *((format_bytes(file["ram"]),) if "ram" in file else ()),
-            *((measured.get(file["type"], "not measured"),) if measured else ()),
-            cost.percent_text if (cost := published_cost(file["type"])) else "–",
-        )
-        for file in files
-    ]
-    memory = (f"RAM, {number_format.count(files[0]['context'])} tokens",) if "ram" in files[0] else ()
-    names = ("file",) if "path" in files[0] else ()
-    headers = (*names, "type", "size", "bits per weight", *memory)
-    rises = (*(("measured rise in perplexity",) if measured else ()), "published rise, Llama-3-8B")
-    return ResultTable(title, (*headers, *rises), rows)
 
 
 def _has_input(manifest: Manifest, parent: Manifest) -> bool:

@@ -1,7 +1,6 @@
 """The report page of a run: the answers first, then the scores, then methods, files and stages."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ from meditron.report.answers import Answer, RunFacts, answer_questions, overview
 from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
-from meditron.report.quantization import costs_from_evaluation, files_table
+from meditron.report.quantization import losses_from_evaluation
+from meditron.report.quantization_tables import file_tables, loss_figure
 from meditron.report.rubrics import rubric_tables_by_set
 from meditron.report.training_page import format_training_metrics, loss_unit
 from meditron.store.results import Comparison, EvaluationResult
@@ -52,7 +52,7 @@ def run_page(
     # Figures of a second evaluation get a suffix, so that they do not overwrite those of the first.
     for number, result in enumerate(evaluations, start=1):
         figures += _add_evaluation(page, record, result, suffix=str(number) if number > 1 else "")
-    _add_files(page, record, evaluations, links)
+    figures += _add_files(page, record, evaluations, links)
     for name, rows in curves.items():
         figures += _add_training(page, name, rows, record["stages"][name])
     _add_sources(page, record)
@@ -187,8 +187,8 @@ def _add_files(
     record: Mapping[str, Any],
     evaluations: Sequence[EvaluationResult],
     links: Mapping[str, str | None],
-) -> None:
-    """Add the files to publish, and links to the model card."""
+) -> list[ReportFigure]:
+    """Add the files to publish with their loss, and links to the model card."""
     quantized = {name: stage for name, stage in record["stages"].items() if _quantized_files(stage)}
     # Only a finished stage has a digest; a link to an unfinished stage would be broken.
     cards = [
@@ -198,26 +198,26 @@ def _add_files(
     ]
     if quantized or cards:
         page.section("Files and model card")
+    figures = []
     for name, stage in quantized.items():
         parent = stage["inputs"].get("model", {}).get("reference", "")
-        # The costs of a later evaluation replace those of an earlier one.
-        costs = {
-            kind: cost
+        # A reference that names no stage is the recipe's base model.
+        parent = parent if _is_stage(parent, record) else "base"
+        # The losses of a later evaluation replace those of an earlier one.
+        losses = {
+            kind: loss
             for result in evaluations
-            for kind, cost in costs_from_evaluation(result, name, parent).items()
+            for kind, loss in losses_from_evaluation(result, name, parent, record["domains"]).items()
         }
         files = _quantized_files(stage)
-        _add_table(page, files_table(files, costs, f"Files of {name}"))
-        fallbacks = [
-            (file["type"], ", ".join(f"{n} × {kind}" for kind, n in Counter(kinds.values()).items()))
-            for file in files
-            if (kinds := file["fallbacks"])
-        ]
-        if fallbacks:
-            caption = "Fallback types, for rows whose length is not a multiple of the block size"
-            page.table(("type", "matrices of another type"), fallbacks, caption)
+        for table in file_tables(files, losses, f"Files of {name}"):
+            _add_table(page, table)
+        if figure := loss_figure(files, losses, name):
+            add_figure(page, figure)
+            figures.append(figure)
     if cards:
         page.table(("model card", "as Markdown, for a model hub"), cards)
+    return figures
 
 
 def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any]) -> list[ReportFigure]:

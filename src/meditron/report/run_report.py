@@ -4,13 +4,14 @@ The report is built from the stages' files alone (manifests, `results.json`, `me
 built in pieces, or on several machines, has the same report as one that was built in one go.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.report.figures import write_figures
 from meditron.report.run_page import Curves, answer_run_questions, run_page
+from meditron.report.verdicts import source_domains
 from meditron.store import results
 from meditron.store.files import write_json
 from meditron.store.jsonl import read_jsonl
@@ -64,7 +65,7 @@ def _report_record(
         "run": run_name,
         **_merge_evaluations(evaluations),
         "stages": {name: _stage_record(kind, place, manifests[name]) for name, kind, place in stages},
-        "domains": {source: domain for manifest in complete for source, domain in _source_domains(manifest)},
+        "domains": {source: domain for manifest in complete for source, domain in source_domains(manifest)},
         "licences": {source: terms for manifest in complete for source, terms in manifest.licences.items()},
         "made": _environments(complete),
         "advisory": DISCLAIMER,
@@ -129,14 +130,6 @@ def _stage_record(kind: str, place: Path, manifest: Manifest | None) -> dict[str
         "bytes": sum(file.bytes for file in manifest.files),
         "metrics": {key: value for key, value in manifest.metrics.items() if key not in elsewhere},
     }
-
-
-def _source_domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield each source with its domain, from the recipe's source tables."""
-    sources = manifest.config.get("sources")
-    for name, source in sources.items() if isinstance(sources, dict) else ():
-        if isinstance(source, dict) and "domain" in source:
-            yield name, str(source["domain"])
 
 
 def _environments(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.core.units import format_count
 from meditron.report import number_format
 from meditron.report.methods import LEVEL
+from meditron.store.manifest import Manifest
 from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "difference_size",
     "find_accuracy",
     "interval_and_p",
+    "source_domains",
     "source_label",
     "verdict",
 ]
@@ -118,6 +120,14 @@ def find_accuracy(result: EvaluationResult, name: str, task: str) -> Accuracy | 
     if score is None or not rule:
         return score
     return next((accuracy for known, accuracy in score.rules.items() if known == rule), None)
+
+
+def source_domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield each source with its domain, from the recipe's source tables."""
+    sources = manifest.config.get("sources")
+    for name, source in sources.items() if isinstance(sources, dict) else ():
+        if isinstance(source, dict) and "domain" in source:
+            yield name, str(source["domain"])
 
 
 def source_label(domains: Mapping[str, str], source: str) -> str:

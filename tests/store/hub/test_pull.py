@@ -14,7 +14,8 @@ from meditron.store.hub.selection import model_of
 NAME = "hf:org/m"
 CONFIG = b"""{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
 "max_position_embeddings": 512}"""
-CONTEXT_BYTES = 2 * (2 * 2 * (8 + 8)) * 512
+# Keys and values, the compute buffer of a batch of 512 tokens, the program.
+CONTEXT_BYTES = 2 * (2 * 2 * (8 + 8)) * 512 + 512 * (4 * 5 * 32 + 2 * 512) + 30_000_000
 
 
 def content(size: int, seed: int = 0) -> bytes:

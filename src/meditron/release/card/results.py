@@ -1,18 +1,19 @@
 """Sections of a card: evaluation, files, energy estimate, provenance."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from meditron.core.redaction import without_digest
-from meditron.core.units import format_bytes
 from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, number_format, rubrics
 from meditron.report.contamination import contamination_table
-from meditron.report.quantization import QuantizationCost, costs_from_evaluation, recommended_type
+from meditron.report.quantization import (
+    FileLoss,
+    losses_from_evaluation,
+    measured_file_costs,
+    recommendation,
+)
+from meditron.report.quantization_tables import file_tables
 from meditron.report.verdicts import describe_comparison
-from meditron.store.results import Fidelity
 
 __all__ = ["add_energy", "add_evaluation", "add_files", "add_provenance"]
 
@@ -62,62 +63,16 @@ def add_files(card: CardWriter, facts: CardFacts) -> None:
     if not facts.quantized_files:
         return
     card.section("Quantized files")
-    fidelity = _fidelity_by_type(facts)
-    costs = _measured_costs(facts)
+    losses: dict[str, FileLoss] = {}
+    if facts.evaluation is not None and facts.quantize_manifest is not None:
+        stage = facts.quantize_manifest.name
+        losses = losses_from_evaluation(facts.evaluation, stage, facts.model_stage, facts.domains)
+    for table in file_tables(facts.quantized_files, losses, "GGUF files"):
+        _add_table(card, table)
+    costs = measured_file_costs(losses)
     measured = [file for file in facts.quantized_files if file["type"] in costs]
-    best = recommended_type(measured, costs)
-    rows = [
-        (
-            file["path"],
-            f"{file['type']}{' (recommended)' if file['type'] == best else ''}",
-            format_bytes(file["bytes"]),
-            format_bytes(file["ram"]) if "ram" in file else "not recorded",
-            number_format.decimal(file["bpw"]),
-            *_fidelity_cells(fidelity.get(file["type"])),
-            _fallback_text(facts, file),
-        )
-        for file in facts.quantized_files
-    ]
-    headers = (
-        *("file", "type", "size", "RAM with its context", "bits per weight"),
-        *("mean KL divergence, nats", "same top token", "matrices of another type"),
-    )
-    card.table(headers, rows, "GGUF files")
-    if best:
-        card.text(
-            f"{best} is recommended: the smallest of the measured files whose perplexity rises by at most a "
-            "twentieth, else the most accurate one."
-        )
-    if facts.evaluation is not None:
-        _add_table(card, tables.fidelity_table(facts.evaluation))
-
-
-def _fidelity_by_type(facts: CardFacts) -> dict[str, Fidelity]:
-    """Return the first fidelity record of each quantized file's type."""
-    stage = facts.quantize_manifest.name if facts.quantize_manifest else ""
-    records: dict[str, Fidelity] = {}
-    for record in facts.evaluation.fidelity if facts.evaluation else ():
-        name, _, kind = record.model.partition(":")
-        if name == stage:
-            records.setdefault(kind, record)
-    return records
-
-
-def _fidelity_cells(record: Fidelity | None) -> tuple[str, str]:
-    if record is None:
-        return "not measured", "not measured"
-    return number_format.decimal(record.kl_mean), number_format.percent(record.top_agreement)
-
-
-def _measured_costs(facts: CardFacts) -> dict[str, QuantizationCost]:
-    if facts.evaluation is None or facts.quantize_manifest is None:
-        return {}
-    return costs_from_evaluation(facts.evaluation, facts.quantize_manifest.name, facts.model_stage)
-
-
-def _fallback_text(facts: CardFacts, file: Mapping[str, Any]) -> str:
-    counts = facts.fallback_counts.get(file["path"], {})
-    return ", ".join(f"{number_format.count(number)} × {kind}" for kind, number in counts.items()) or "none"
+    if advice := recommendation(measured, costs):
+        card.text(f"{advice[0].upper()}{advice[1:]}.")
 
 
 def add_energy(card: CardWriter, facts: CardFacts) -> None:

@@ -35,8 +35,8 @@ from meditron.store.files import (
     translate_write_errors,
 )
 from meditron.store.hub.client import HubClient, HubFile, ModelListing, git_blob_id
-from meditron.store.hub.model_memory import HEADER_BYTES, ModelShape, shape_of_config, shape_of_gguf_header
 from meditron.store.hub.selection import PieceGroup, model_of, piece_groups, require_safe_names, select_files
+from meditron.store.model_memory import HEADER_BYTES, ModelShape, shape_of_config, shape_of_gguf_header
 
 __all__ = ["ModelPull", "PulledFile", "open_pull"]
 
@@ -76,8 +76,8 @@ class ModelPull:
     def memory(self, work: Path) -> dict[str, int | None]:
         """Return the memory of each selected file's model in bytes, without offloading.
 
-        It is the size of the model's files, all shards together, and the memory of its context (see
-        `model_memory`). None for a file that is not a model, or whose shape is not known.
+        It is that of the model's files, all shards together (see `model_memory`). None for a file that is not
+        a model, or whose shape is not known.
 
         Args:
             work: Folder for the beginnings of GGUF files; `pull_into` continues them.
@@ -93,7 +93,7 @@ class ModelPull:
                 zip(names, pool.map(lambda name: self._shape(models[name], work), names), strict=True)
             )
         needed = {
-            name: sum(part.bytes for part in models[name]) + shape.context_bytes()
+            name: shape.ram_bytes(sum(part.bytes for part in models[name]))
             for name, shape in shapes.items()
             if shape is not None
         }

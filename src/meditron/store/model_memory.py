@@ -1,12 +1,17 @@
-"""Memory that a model needs without offloading: its weights and the keys and values of its context.
+"""Memory that llama.cpp needs for a model, in RAM alone or with layers offloaded to a GPU.
 
-The weights take the size of their files. The cache of keys and values takes, for each token of the context,
-2 bytes (F16) per element of every layer's keys and values:
+It is the sum of
 
-    layers · key/value heads · (key width + value width) · 2
+- the weights: the size of their file;
+- the keys and values of the context in F16: for each token 2 bytes · layers · key/value heads · (key width +
+  value width);
+- the compute buffer. llama.cpp reserves one for a batch of 512 tokens (`n_ubatch`). Of a transformer it has
+  three feed-forward and five residual activations in F32, and the attention mask in F16 (512 · context): the
+  size that llama.cpp b11549 prints as `compute buffer size`, with flash attention, which is its default;
+- the program and its vocabulary, measured.
 
 The shape comes from a GGUF file's first kilobytes or from `config.json`, so that the memory is known before
-the weights are downloaded. Compute buffers are not included; they depend on the program and its batch size.
+the weights are downloaded. `benchmarks/memory.py` compares the sum with the memory of a process.
 """
 
 import json
@@ -15,12 +20,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONTEXT", "HEADER_BYTES", "ModelShape", "shape_of_config", "shape_of_gguf_header"]
+__all__ = [
+    "CONTEXT",
+    "HEADER_BYTES",
+    "ModelShape",
+    "Offload",
+    "offloads",
+    "shape_of_config",
+    "shape_of_gguf_header",
+]
 
 CONTEXT = 4_096
 """Tokens of the context that the memory is stated for, or the model's maximum if that is less."""
 HEADER_BYTES = 64 << 10
 """Bytes at the beginning of a GGUF file that are read; the shape's keys come before the vocabulary."""
+_BATCH = 512  # llama.cpp's n_ubatch
+_PROGRAM_BYTES, _BYTES_PER_TOKEN = 30_000_000, 500  # xllamacpp in Python; a token's text, scores and merges
 _MOST_PAIRS = 1 << 16
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -31,16 +46,84 @@ _OTHER_CONFIGS = ("kv_lora_rank", "state_size", "mamba_d_state", "rwkv_version")
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a transformer that determine its cache of keys and values."""
+    """The sizes of a transformer that determine its memory beside the weights; 0 for a size not known."""
 
+    layers: int
     cache_elements: int
     """Elements of the keys and values of one token in all layers."""
     max_context: int
     """The longest context that the model was trained for, in tokens."""
+    width: int = 0
+    """Width of the residual stream."""
+    feed_forward: int = 0
+    """Width of the feed-forward layer."""
+    vocabulary: int = 0
 
     def context_bytes(self, tokens: int = CONTEXT) -> int:
         """Return the bytes of an F16 cache of keys and values for `tokens`, at most the model's maximum."""
         return 2 * self.cache_elements * min(tokens, self.max_context)
+
+    def compute_bytes(self, tokens: int = CONTEXT) -> int:
+        """Return the bytes of llama.cpp's compute buffer with a context of `tokens`."""
+        context = min(tokens, self.max_context)
+        batch = min(_BATCH, context)
+        return batch * (4 * (3 * self.feed_forward + 5 * self.width) + 2 * context)
+
+    def program_bytes(self) -> int:
+        """Return the bytes of the program with the model's vocabulary."""
+        return _PROGRAM_BYTES + _BYTES_PER_TOKEN * self.vocabulary
+
+    def ram_bytes(self, weights: int, tokens: int = CONTEXT) -> int:
+        """Return the bytes of RAM without offloading; `weights` is the size of the model's files."""
+        return weights + self.context_bytes(tokens) + self.compute_bytes(tokens) + self.program_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """The memory of a model with some of its layers on a GPU."""
+
+    layers: int
+    """Value of llama.cpp's `-ngl`; the output layer counts as one."""
+    ram: int
+    vram: int
+    """Without the GPU driver's own memory."""
+
+
+def offloads(
+    shape: ModelShape, file_bytes: int, tensors: Mapping[str, int], tokens: int = CONTEXT
+) -> tuple[Offload, ...]:
+    """Return the memory with no layer, half of the layers, and all layers offloaded.
+
+    Args:
+        shape: The model's shape.
+        file_bytes: Size of the model's files.
+        tensors: Bytes of each tensor by its GGUF name.
+        tokens: Length of the context.
+    """
+    every = shape.layers + 1
+    return tuple(_offload(shape, file_bytes, tensors, tokens, layers) for layers in (0, every // 2, every))
+
+
+def _offload(
+    shape: ModelShape, file_bytes: int, tensors: Mapping[str, int], tokens: int, layers: int
+) -> Offload:
+    if not layers:
+        return Offload(0, shape.ram_bytes(file_bytes, tokens), 0)
+    # llama.cpp offloads the last `layers` of blocks and output layer, and keeps the token embedding in RAM
+    # (`llama_model_base::load_tensors`, `i_gpu_start`).
+    blocks = layers - 1
+    names = tuple(f"blk.{number}." for number in range(shape.layers - blocks, shape.layers))
+    moved = sum(size for name, size in tensors.items() if name.startswith((*names, "output")))
+    # The output layer of a tied embedding is a copy of it.
+    copied = 0 if "output.weight" in tensors else tensors.get("token_embd.weight", 0)
+    cache = shape.context_bytes(tokens)
+    moved_cache = cache * blocks // shape.layers
+    compute = shape.compute_bytes(tokens)
+    # The buffer of the RAM is not needed if every block is on the GPU.
+    ram = file_bytes - moved + cache - moved_cache + shape.program_bytes()
+    return Offload(
+        layers, ram + (compute if blocks < shape.layers else 0), moved + copied + moved_cache + compute
+    )
 
 
 def shape_of_config(text: bytes) -> ModelShape | None:
@@ -58,8 +141,9 @@ def shape_of_config(text: bytes) -> ModelShape | None:
     shared = _count(config.get("num_key_value_heads")) or heads
     head = _count(config.get("head_dim")) or _count(config.get("hidden_size")) // max(heads, 1)
     context = _count(config.get("max_position_embeddings"))
+    sizes = (_count(config.get(key)) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     elements = layers * shared * 2 * head
-    return ModelShape(elements, context) if elements and context else None
+    return ModelShape(layers, elements, context, *sizes) if elements and context else None
 
 
 def shape_of_gguf_header(header: bytes) -> ModelShape | None:
@@ -70,6 +154,11 @@ def shape_of_gguf_header(header: bytes) -> ModelShape | None:
 def _count(value: object) -> int:
     """Return a plausible number of layers, heads, elements or tokens; 0 for anything else."""
     return value if type(value) is int and 0 < value < 1 << 32 else 0
+
+
+def _largest(value: object) -> int:
+    """Return the largest number of a list with a number per layer, or the only one."""
+    return max(map(_count, value), default=0) if isinstance(value, list) else _count(value)
 
 
 def _shape_of_metadata(metadata: Mapping[str, Any]) -> ModelShape | None:
@@ -84,12 +173,15 @@ def _shape_of_metadata(metadata: Mapping[str, Any]) -> ModelShape | None:
     shared = metadata.get(f"{name}.attention.head_count_kv", heads)
     # Models whose layers differ have a list with a number per layer.
     cached_heads = sum(map(_count, shared)) if isinstance(shared, list) else layers * _count(shared)
-    most_heads = max(map(_count, heads), default=0) if isinstance(heads, list) else _count(heads)
-    head = _count(metadata.get(f"{name}.embedding_length")) // max(most_heads, 1)
+    head = _count(metadata.get(f"{name}.embedding_length")) // max(_largest(heads), 1)
     key = _count(metadata.get(f"{name}.attention.key_length")) or head
     value = _count(metadata.get(f"{name}.attention.value_length")) or head
     elements = cached_heads * (key + value)
-    return ModelShape(elements, context) if elements and context else None
+    sizes = (
+        _largest(metadata.get(f"{name}.{key}"))
+        for key in ("embedding_length", "feed_forward_length", "vocab_size")
+    )
+    return ModelShape(layers, elements, context, *sizes) if elements and context else None
 
 
 def _read_scalars(header: bytes) -> dict[str, Any]:
