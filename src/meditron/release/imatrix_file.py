@@ -64,7 +64,8 @@ def _importance(sums: npt.NDArray[np.float32], count: float) -> npt.NDArray[np.f
     used = sums[sums > 0]
     if count <= 0 or not used.size:
         return np.ones_like(sums)
-    return np.where(sums > 0, sums, used.min()) / np.float32(count)
+    filled = np.where(sums > 0, sums, used.min())
+    return np.asarray(filled / np.float32(count), dtype=np.float32)
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix, extra: Mapping[str, Any] | None = None) -> None:
