@@ -1,0 +1,148 @@
+"""The tables of docs/explanation/quantization.md: memory, measured and by calculation.
+
+The measured memory is that of `benchmarks.memory`, kept in `quantization_page.json`. The memory of the 70B
+files is computed from the model's shape.
+
+python -m benchmarks.quantization_page                    print the blocks
+python -m benchmarks.quantization_page --write            also write them into the page
+python -m benchmarks.quantization_page --memory --write   first take the results of benchmarks.memory
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+from meditron.release.preview import preview
+from meditron.release.quantize import QuantizeOptions
+from meditron.release.types import GGUFType
+from meditron.report.evaluation_tables import ResultTable
+from meditron.store.files import write_json
+
+__all__ = ["CARD", "CARD_RULE", "PAGE", "blocks", "measured_memory", "published_files", "render"]
+
+PAGE = Path(__file__).parents[1] / "docs/explanation/quantization.md"
+_DATA = Path(__file__).with_suffix(".json")
+CARD: Mapping[GGUFType, float] = {
+    "Q2_K": 29.28, "Q3_K_S": 29.92, "Q3_K_M": 33.19, "Q3_K_L": 36.15, "Q4_0": 38.87, "Q4_K_S": 39.07,
+    "Q4_K_M": 41.42, "Q5_0": 47.46, "Q5_K_S": 47.46, "Q5_K_M": 48.75, "Q6_K": 56.59, "Q8_0": 73.29,
+}  # fmt: skip
+"""Type → size in GB, by the card of the published 70B files."""
+CARD_RULE = 2.5
+"""GB that the card adds to the size for the memory without offloading."""
+_SHAPE_70B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000, "hidden_size": 8_192,
+    "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "max_position_embeddings": 4_096,
+}  # fmt: skip
+
+
+def take_memory() -> dict[str, Any]:
+    """Return the last row of each type and context that `benchmarks.memory` recorded."""
+    rows = map(json.loads, (RESULTS / "memory.jsonl").read_text(encoding="utf-8").splitlines())
+    last = {(row["type"], row["context"]): row for row in rows}
+    kept = ("type", "context", "ours", "peer", "error", "cpu")
+    return {"memory": [{key: row[key] for key in kept} for row in last.values()]}
+
+
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(_DATA.read_text(encoding="utf-8"))
+    return data
+
+
+def published_files() -> list[dict[str, Any]]:
+    """Return the files of the published 70B release with their memory, by calculation from its shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(_SHAPE_70B), encoding="utf-8")
+        files: list[dict[str, Any]] = preview(folder, tuple(CARD), QuantizeOptions(mix="2023"))["files"]
+    return files
+
+
+def blocks() -> dict[str, str]:
+    """Return name → Markdown of every block of the page."""
+    return {
+        "memory": _markdown(_measured_memory()),
+        "70b": _markdown(_memory_of_published(published_files())),
+    }
+
+
+def _memory_of_published(files: Sequence[Mapping[str, Any]]) -> ResultTable:
+    rows = [
+        (
+            file["type"],
+            f"{file['bpw']:.2f}",
+            _gb(file["bytes"]),
+            f"{CARD[file['type']] + CARD_RULE:.2f} GB",
+            _gb(file["offload"][0]["ram"]),
+            *(_gb(level[key]) for level in file["offload"][1:] for key in ("ram", "vram")),
+        )
+        for file in files
+    ]
+    layers = [level["layers"] for level in files[0]["offload"]]
+    headers = (
+        *("type", "bits per weight", "size", "card's RAM", "predicted RAM"),
+        *(f"{n} of {layers[-1]} layers: {kind}" for n in layers[1:] for kind in ("RAM", "VRAM")),
+    )
+    return ResultTable("", headers, rows)
+
+
+def measured_memory() -> list[dict[str, Any]]:
+    """Return the measured and the predicted memory of each type and context."""
+    rows: list[dict[str, Any]] = _data()["memory"]
+    return rows
+
+
+def _measured_memory() -> ResultTable:
+    rows = [
+        (
+            row["type"],
+            f"{row['context']:,}",
+            f"{row['ours'] / 1e6:.0f} MB",
+            f"{row['peer'] / 1e6:.0f} MB",
+            f"{100 * row['error']:+.1f} %".replace("-", "−"),
+        )
+        for row in measured_memory()
+    ]
+    return ResultTable("", ("type", "context", "predicted", "measured", "error"), rows)
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _markdown(table: ResultTable) -> str:
+    lines = [table.headers, ("---",) * len(table.headers), *table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def render(page: str) -> str:
+    """Return the text of the page with its blocks recomputed."""
+    for name, text in blocks().items():
+        before, start, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert end, f"the page has no block {name}"
+        page = f"{before}{start}{text}\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Print the blocks, or write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--memory", action="store_true", help="take the results of benchmarks.memory")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        write_json(_DATA, take_memory())
+    for name, text in blocks().items():
+        print(f"{name}\n{text}\n")
+    if arguments.write:
+        PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
