@@ -25,13 +25,13 @@ from meditron.release.card.markdown import MarkdownWriter, RedactingWriter, with
 from meditron.release.card.programs import read_programs
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_evaluation_page
-from meditron.report.number_format import FORMATS
+from meditron.report.number_format import FORMATS, percent
 from meditron.report.run_report import write_run_report
 from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
 from meditron.store.models import resolve_model
 from meditron.store.results import write_results
 
-STATED = {"95", "99th", "6", "20", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
+STATED = {"95", "99th", "6", "20", "5.0", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
 """Words with a figure that are the card's own: levels, sample sizes, a measure's name, a length."""
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
 
@@ -88,6 +88,10 @@ class Told:
         self.words |= set(words(files("meditron").joinpath("release/card/programs.toml").read_text()))
         for program in read_programs():
             self.words |= set(words(program.command(file="Q4_K_M.gguf", model="finetune", name="small")))
+        # The rise in perplexity is its ratio less 1.
+        for pair in life.result.fidelity:
+            for ratio in (pair.perplexity_ratio, *(pair.intervals["perplexity_ratio"] or ())):
+                self.words |= set(words(f"{percent(ratio - 1)} +{percent(ratio - 1)}"))
         # The citation's year is that of the last stage's end.
         self.words |= {text[:4] for text in self.texts if re.match(r"\d{4}-\d\d-\d\dT", text)}
 

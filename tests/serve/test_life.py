@@ -93,7 +93,7 @@ def test_an_idle_model_is_unloaded_and_loaded_again(server: Server):
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
     assert len(server.children()) == 1
     wait_for(lambda: server.get("v1/models").json()["data"][0]["state"] == "unloaded")
-    assert server.children() == []
+    wait_for(lambda: server.children() == [])
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
 
 
