@@ -1,11 +1,13 @@
-"""The tables of docs/explanation/quantization.md: memory, measured and by calculation.
+"""The tables and the chart of docs/explanation/quantization.md.
 
-The measured memory is that of `benchmarks.memory`, kept in `quantization_page.json`. The memory of the 70B
-files is computed from the model's shape.
+The measured loss is that of a run of recipes/fidelity.toml, and the measured memory that of
+`benchmarks.memory`; both are kept in `quantization_page.json`. The memory of the 70B files is computed from
+the model's shape.
 
-python -m benchmarks.quantization_page                    print the blocks
-python -m benchmarks.quantization_page --write            also write them into the page
-python -m benchmarks.quantization_page --memory --write   first take the results of benchmarks.memory
+python -m benchmarks.quantization_page                             print the blocks
+python -m benchmarks.quantization_page --write                     also write them and the chart into docs/
+python -m benchmarks.quantization_page --run runs/fidelity --write   first take the results of a run
+python -m benchmarks.quantization_page --memory --write            first take those of benchmarks.memory
 """
 
 import argparse
@@ -16,15 +18,42 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from meditron import __version__
+from meditron.core.machine import describe
 from meditron.release.preview import preview
 from meditron.release.quantize import QuantizeOptions
+from meditron.release.summary import gguf_sizes
 from meditron.release.types import GGUFType
 from meditron.report.evaluation_tables import ResultTable
+from meditron.report.figures import ReportFigure
+from meditron.report.quantization import (
+    FileLoss,
+    losses_from_evaluation,
+    measured_file_costs,
+    recommendation,
+)
+from meditron.report.quantization_tables import file_tables, loss_figure
+from meditron.report.svg import standalone_svg
+from meditron.report.verdicts import source_domains
 from meditron.store.files import write_json
+from meditron.store.manifest import read_manifest
+from meditron.store.results import EvaluationResult, read_results
 
-__all__ = ["CARD", "CARD_RULE", "PAGE", "blocks", "measured_memory", "published_files", "render"]
+__all__ = [
+    "CARD",
+    "CARD_RULE",
+    "CHART",
+    "PAGE",
+    "blocks",
+    "chart",
+    "measured",
+    "measured_memory",
+    "published_files",
+    "render",
+]
 
-PAGE = Path(__file__).parents[1] / "docs/explanation/quantization.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, CHART = DOCS / "explanation/quantization.md", DOCS / "images/size-loss.svg"
 _DATA = Path(__file__).with_suffix(".json")
 CARD: Mapping[GGUFType, float] = {
     "Q2_K": 29.28, "Q3_K_S": 29.92, "Q3_K_M": 33.19, "Q3_K_L": 36.15, "Q4_0": 38.87, "Q4_K_S": 39.07,
@@ -38,6 +67,33 @@ _SHAPE_70B = {
     "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     "max_position_embeddings": 4_096,
 }  # fmt: skip
+_STAGE, _PARENT = "quantize", "base"
+
+
+def take_results(run: Path) -> dict[str, Any]:
+    """Return what the page needs of a run's results."""
+    result = read_results(run / "evaluate")
+    quantize, corpus = read_manifest(run / "quantize"), read_manifest(run / "corpus")
+    assert quantize is not None
+    assert corpus is not None
+    kept = result.model_copy(
+        update={"perplexity": {}, "tasks": {}, "baselines": {}, "ancestry": {}, "engines": {}}
+    )
+    machine = describe()
+    return {
+        "version": __version__,
+        "cpu": f"{machine['cpu']} ({machine['cpu_class']})",
+        "domains": dict(source_domains(corpus)),
+        "files": [
+            {
+                "type": file["type"],
+                "fallbacks": file["fallbacks"],
+                **gguf_sizes(run / "quantize" / file["path"]),
+            }
+            for file in quantize.metrics["files"]
+        ],
+        "result": kept.model_dump(mode="json"),
+    }
 
 
 def take_memory() -> dict[str, Any]:
@@ -53,6 +109,13 @@ def _data() -> dict[str, Any]:
     return data
 
 
+def measured() -> tuple[list[dict[str, Any]], dict[str, FileLoss]]:
+    """Return the measured files, and type → loss."""
+    data = _data()
+    result = EvaluationResult.model_validate(data["result"])
+    return data["files"], losses_from_evaluation(result, _STAGE, _PARENT, data["domains"])
+
+
 def published_files() -> list[dict[str, Any]]:
     """Return the files of the published 70B release with their memory, by calculation from its shape."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +126,12 @@ def published_files() -> list[dict[str, Any]]:
 
 def blocks() -> dict[str, str]:
     """Return name → Markdown of every block of the page."""
+    files, losses = measured()
+    loss, *_ = file_tables(files, losses, "")
+    advice = recommendation(files, measured_file_costs(losses))
     return {
+        "loss": _markdown(loss),
+        "advice": f"{advice[0].upper()}{advice[1:]}.",
         "memory": _markdown(_measured_memory()),
         "70b": _markdown(_memory_of_published(published_files())),
     }
@@ -128,20 +196,32 @@ def render(page: str) -> str:
     return page
 
 
+def chart() -> ReportFigure:
+    """Return the chart of size against loss."""
+    figure = loss_figure(*measured())
+    assert figure is not None
+    return figure
+
+
 def main() -> None:
     """Print the blocks, or write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--run", type=Path, help="take the results of a run of recipes/fidelity.toml")
     parser.add_argument("--memory", action="store_true", help="take the results of benchmarks.memory")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    if arguments.memory:
-        write_json(_DATA, take_memory())
+    new = take_memory() if arguments.memory else {}
+    if arguments.run:
+        new |= take_results(arguments.run)
+    if new:
+        write_json(_DATA, _data() | new)
     for name, text in blocks().items():
         print(f"{name}\n{text}\n")
     if arguments.write:
         PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        CHART.write_text(standalone_svg(chart().svg), encoding="utf-8")
 
 
 if __name__ == "__main__":

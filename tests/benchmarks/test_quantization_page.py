@@ -1,12 +1,60 @@
-"""The tables of predicted memory, and the page that shows them."""
+"""The measured loss of twelve types, the recommended one, predicted memory, and the page that shows them."""
+
+import json
+from pathlib import Path
 
 import pytest
-from benchmarks.quantization_page import CARD, CARD_RULE, PAGE, measured_memory, published_files, render
+from benchmarks.quantization_page import (
+    CARD,
+    CARD_RULE,
+    CHART,
+    PAGE,
+    chart,
+    measured,
+    measured_memory,
+    published_files,
+    render,
+)
+
+from benchmarks import quantization_page
+from meditron.report.quantization import recommended_file
+from meditron.report.svg import standalone_svg
+
+DATA = Path(quantization_page.__file__).with_suffix(".json")
 
 
-def test_the_page_shows_what_the_script_computes() -> None:
+def test_the_recommended_type_is_recomputed_from_the_measured_table() -> None:
+    data = json.loads(DATA.read_text(encoding="utf-8"))
+    sizes = {file["type"]: file["bytes"] for file in data["files"]}
+    assert list(sizes) == list(CARD)
+    upper_ends = dict.fromkeys(sizes, 0.0)
+    for pair in data["result"]["fidelity"]:
+        if data["domains"][pair["source"]] == "medical":
+            kind = pair["model"].removeprefix("quantize:")
+            upper_ends[kind] = max(upper_ends[kind], pair["intervals"]["perplexity_ratio"][1])
+    worse = {
+        difference["b"].removeprefix("quantize:")
+        for difference in data["result"]["differences"]
+        if difference["task"] and difference["interval"][1] < 0 and difference["p_adjusted"] < 0.05
+    }
+    assert all(upper_ends.values())
+    acceptable = [kind for kind in sizes if upper_ends[kind] <= 1.05 and kind not in worse]
+    expected = min(acceptable, key=lambda kind: sizes[kind])
+    files, losses = measured()
+    assert recommended_file(files, losses) == expected
+
+
+def test_every_type_was_measured_on_both_texts_and_on_a_task() -> None:
+    _, losses = measured()
+    for kind in CARD:
+        assert {text.domain for text in losses[kind].texts if text.fidelity} == {"medical", "general"}
+        assert len(losses[kind].tasks) == 1
+
+
+def test_the_page_and_the_chart_show_what_the_script_computes() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == render(page), "run `python -m benchmarks.quantization_page --write`"
+    assert CHART.read_text(encoding="utf-8") == standalone_svg(chart().svg)
 
 
 def test_the_predicted_memory_was_within_a_tenth_of_the_measured() -> None:
