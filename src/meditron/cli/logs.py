@@ -37,7 +37,7 @@ _Limit = Annotated[int, Parameter(validator=Number(gte=1), help="Maximum number 
 
 @dataclass(frozen=True, kw_only=True)
 class LogSelection:
-    """Which rows of the log a command is about."""
+    """Conditions on the rows of the log that a command reads."""
 
     model: str = ""
     """Model, as the request named it."""

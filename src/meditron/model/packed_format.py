@@ -39,7 +39,7 @@ class PackedFormat(Config):
 
     @property
     def zero_offset(self) -> int:
-        """What is added to a stored zero point."""
+        """Number that is added to a stored zero point."""
         return 1 if self.checkpoint_format == "gptq" else 0
 
 

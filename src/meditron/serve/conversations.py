@@ -62,7 +62,7 @@ _MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """How an answer was made. Numbers that are not known are None."""
+    """Model, settings and measurements of an answer. Numbers that are not known are None."""
 
     model: str
     sampling: Mapping[str, Any] = field(default_factory=dict)

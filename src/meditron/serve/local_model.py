@@ -97,7 +97,7 @@ class LocalModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What is known about the model, and its state."""
+        """Description of the model, and its state."""
         return self._info
 
     def rename(self, name: str) -> None:

@@ -93,7 +93,7 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFilter:
-    """What rows must match. Empty fields match everything."""
+    """Conditions that rows must meet. Empty fields match everything."""
 
     search: str = ""
     """Words that all occur, in quotes for a phrase, with `*` at the end for the beginning of a word."""

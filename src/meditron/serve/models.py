@@ -44,7 +44,7 @@ class Origin:
 
 @dataclass(slots=True)
 class _Record:
-    """What is measured of a request while it runs."""
+    """Measurements of a request while it runs."""
 
     started: float = field(default_factory=time.time)
     start: float = field(default_factory=time.monotonic)

@@ -1,4 +1,4 @@
-"""What the parts of the server share: models, calls, pieces of answers, finished exchanges."""
+"""Types that the parts of the server share: models, calls, pieces of answers, finished exchanges."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -141,7 +141,7 @@ class Exchange:
 
 @dataclass(slots=True, kw_only=True)
 class ServeState:
-    """What every route can use: `request.app.state.serve`."""
+    """State that every route can use: `request.app.state.serve`."""
 
     config: ServeConfig
     models: ChatSource

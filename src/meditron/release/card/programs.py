@@ -68,7 +68,7 @@ class Program:
 
     @property
     def run_text(self) -> str:
-        """Whether the project ran the program: versions and dates, or `not run`."""
+        """Versions and dates of the project's own runs of the program, or `not run`."""
         return "; ".join(map(str, self.runs)) or "not run"
 
 

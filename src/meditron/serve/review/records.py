@@ -33,7 +33,7 @@ class NotOpenError(UsageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewSetup:
-    """What a review is created from."""
+    """Settings that a review is created from."""
 
     name: str
     questions: Sequence[Question]
@@ -70,7 +70,7 @@ class Review:
 
     @property
     def state(self) -> State:
-        """What can be done with the review."""
+        """Stage of the review, which decides what can be done with it."""
         if self.closed is not None:
             return "closed"
         return "incomplete" if self.missing else "open"
