@@ -51,6 +51,7 @@ def test_a_stream_starts_with_the_view_and_ends_with_html(client, source):
     done = events[-1][1]
     assert (done["state"], done["html"]) == ("done", "<p><strong>bold</strong> &amp; more</p>\n")
     assert (done["answer"]["output_tokens"], done["answer"]["provenance"]["quantization"]) == (3, "Q4_K_M")
+    assert source.calls[-1].sampling == {"max_tokens": 512}  # a model that does not stop ends all the same
     stored = client.get(f"conversations/{view['id']}").json()
     assert stored["messages"][1] == done
 
@@ -190,7 +191,7 @@ def test_exports(client, source):
         {"role": "assistant", "content": "answer of alpha"},
     ]
     assert [message["text"] for message in exported["tree"]][1:] == ["answer of alpha", "answer of beta"]
-    assert exported["tree"][1]["answer"]["sampling"] == {"seed": 1}
+    assert exported["tree"][1]["answer"]["sampling"] == {"seed": 1, "max_tokens": 512}
     assert client.get(f"conversations/{name}/export.pdf").status_code == 404
 
 

@@ -50,11 +50,15 @@ class PromptLibrary(Protocol):
 
 
 class SamplingSettings(Config):
-    """Sampling settings of an answer; those that are absent are the server's."""
+    """Sampling settings of an answer; those that are absent are the server's, apart from the length.
+
+    The API follows OpenAI's and has no limit of its own. On the page an answer ends after 512 tokens, because
+    small finetuned models often do not stop by themselves, and a reader would wait for the whole context.
+    """
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=1 << 53)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)

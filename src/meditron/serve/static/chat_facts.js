@@ -9,7 +9,7 @@ export function noteNode(message, isRunning) {
     interrupted: "Interrupted: the server ended before the answer was complete.",
     failed: `Failed: ${error}${hint ? ` (${hint})` : ""}`,
     pending: isRunning ? "" : "The answer is being generated in another window.",
-    done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens." : error,
+    done: message.answer.finish === "length" ? "The answer reached the maximum number of tokens. Settings can raise it." : error,
   };
   const left = message.answer.left_out;
   const full = left ? `The context is full: the oldest ${left > 1 ? `${left} questions were` : "question was"} left out.` : "";
