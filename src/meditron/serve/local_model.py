@@ -75,6 +75,7 @@ class LocalModel:
             path=self._files.spec,
             quantization=quantization,
             base_model=ancestry.base if ancestry else None,
+            knowledge_cutoff=ancestry.newest_date if ancestry else None,
             context=self._context,
             has_chat_template=has_template,
         )
