@@ -9,6 +9,8 @@ The last message (or the prompt) is the script if it begins with `!`. Other text
     !cut             the connection closes in the middle of the stream
     !junk            no server-sent events at all
     !error           an error event within the stream
+    !odd             an event whose choices have another form
+    !surrogate       half of a surrogate pair within the answer
     !say TEXT        this text, for example hostile HTML
 """
 
@@ -27,8 +29,8 @@ class Upstream(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, models: tuple[str, ...] = ("toy",)) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, models: tuple[str, ...] = ("toy",), port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.models = models
         self.lock = threading.Lock()
         self.active = self.most_active = self.answered = self.abandoned = self.failed = 0
@@ -81,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         verb, _, rest = script[1:].partition(" ") if script.startswith("!") else ("", "", "")
         words = [f"{word} " for word in script.upper().split()[:20]] or ["NOTHING"]
         gap = 0.0
-        if verb in ("status", "half", "cut", "junk", "error"):
+        if verb in ("status", "half", "cut", "junk", "error", "odd"):
             self.server.count(failed=1)
         if verb == "status":
             message = {"error": {"message": f"status {rest}, as the script says"}}
@@ -96,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             gap, words = float(rest.split()[0]), ["word "] * int(rest.split()[1])
         elif verb == "say":
             words = [rest]
+        elif verb == "surrogate":
+            words = ["half \ud83d of a pair"]
         self._stream(words, gap, verb, "messages" in body)
 
     def _embed(self, texts: list[Any]) -> None:
@@ -109,8 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         for number, word in enumerate(words):
-            if number == len(words) // 2 and verb in ("half", "cut", "error"):
-                ending = {"half": b'data: {"choices": [{"ind', "cut": b"", "error": _event({"error": "lost"})}
+            if number == len(words) // 2 and verb in ("half", "cut", "error", "odd"):
+                ending = {
+                    "half": b'data: {"choices": [{"ind',
+                    "cut": b"",
+                    "error": _event({"error": "lost"}),
+                    "odd": _event({"choices": [{"delta": ["a", "list"]}]}),
+                }
                 self._write(ending[verb])
                 return
             self._write(_event(_chunk(word, is_chat)))
@@ -158,9 +167,9 @@ def _chunk(text: str | None, is_chat: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def scripted_upstream(*models: str) -> Iterator[Upstream]:
+def scripted_upstream(*models: str, port: int = 0) -> Iterator[Upstream]:
     """Run the server in a thread."""
-    with Upstream(models or ("toy",)) as server:
+    with Upstream(models or ("toy",), port) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield server
         server.shutdown()

@@ -1,10 +1,14 @@
 """The API through the clients that people use: openai's and LangChain's packages."""
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import openai
@@ -12,6 +16,12 @@ import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 from meditron.engine import load_generator
+from meditron.serve import llamacpp_client
+from meditron.serve.config import ServeConfig
+from meditron.serve.llamacpp_client import LlamaClient
+from meditron.serve.local_model import LocalModel
+from meditron.store.ancestry import GGUF_KEY, Training, untrained_ancestry
+from meditron.store.gguf import GGUF, write_gguf
 from meditron.text.prompt import conversation_ids
 from meditron.text.tokenizer import load_tokenizer
 from serving import Server, serving
@@ -59,6 +69,19 @@ def test_models_and_health(client: openai.OpenAI, server: Server):
     first = server.get("v1/models").json()["data"][0]
     assert (first["state"], first["quantization"], first["context"]) == ("ready", "F32", 4096)
     assert "path" not in first
+
+
+def test_the_cut_off_is_the_newest_date_of_the_ancestry(chat_gguf: Path, tmp_path: Path):
+    assert LocalModel(str(chat_gguf), ServeConfig()).info.knowledge_cutoff is None
+    training = Training(
+        stage="pretrain", kind="pretrain", data="corpus", data_digest="0" * 64, newest_date="2023-08-31"
+    )
+    record = untrained_ancestry("smollm2", "0" * 64).with_training(training)
+    with GGUF(chat_gguf) as gguf:
+        metadata = {**gguf.metadata, GGUF_KEY: record.model_dump_json()}
+        write_gguf(tmp_path / "a.gguf", metadata, [(name, gguf.dequantize(name)) for name in gguf.tensors])
+    info = LocalModel(str(tmp_path / "a.gguf"), ServeConfig()).info
+    assert (info.base_model, info.knowledge_cutoff) == ("smollm2", "2023-08-31")
 
 
 def test_a_stream_equals_the_whole_answer(client: openai.OpenAI):
@@ -244,6 +267,35 @@ def test_embeddings(client: openai.OpenAI, server: Server):
     assert langchain.embed_documents(texts)[1] == pytest.approx(rows[1].embedding, abs=1e-4)
     with pytest.raises(openai.BadRequestError, match="at most 2048 are embedded"):
         client.embeddings.create(model="chat", input="word " * 4000)
+
+
+def test_embeddings_may_take_long(monkeypatch: pytest.MonkeyPatch):
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(0.5)
+            content = json.dumps({"data": [{"index": 0, "embedding": [0.5]}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def embed(address: str) -> list[list[float]]:
+        client = LlamaClient(cast("Any", SimpleNamespace(address=address, headers={}, close=lambda: None)))
+        try:
+            return await client.embed([[1]])
+        finally:
+            await client.close()
+
+    monkeypatch.setattr(llamacpp_client, "SILENT_SECONDS", 0.1)
+    with HTTPServer(("127.0.0.1", 0), Slow) as slow:
+        thread = threading.Thread(target=slow.handle_request)
+        thread.start()
+        assert asyncio.run(embed(f"http://127.0.0.1:{slow.server_port}")) == [[0.5]]
+        thread.join()
 
 
 def test_responses(client: openai.OpenAI):

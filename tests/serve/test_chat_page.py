@@ -1,5 +1,6 @@
 """The chat page in Chromium, over HTTP, under the strict Content-Security-Policy, with scripted models."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -122,7 +123,7 @@ def test_a_question_is_answered_with_provenance_under_the_advisory(page):
         "alpha",
         "Q4_K_M",
         "abababababab",
-        "2023-08-31",
+        "knowledge cut-off 2023-08-31 (training corpus)",
         "SmolLM2-135M",
         "no stored prompt",
         "no sources",
@@ -261,6 +262,11 @@ def test_history_is_searched_renamed_exported_and_deleted(page):
     exported = download.value.path().read_text()
     assert "alpha answers **Does metformin cause lactic acidosis?**" in exported
     assert "SHA-256" in exported
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export all conversations as JSON").click()
+    assert download.value.suggested_filename == "conversations.json"
+    titles = [each["title"] for each in json.loads(download.value.path().read_text())["conversations"]]
+    assert titles[-1] == "Metformin and lactate"
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("New chat")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.serve import chat_answers
+from meditron.serve.conversations import Conversations
 from meditron.serve.health_data import find_health_data
 from meditron.store.people import People
 from scripted_chat import ScriptedSource, chat_server
@@ -113,7 +115,7 @@ def test_health_data_is_neither_stored_nor_sent_before_it_is_confirmed(client, s
         ({"models": ["alpha"], "text": "x", "sampling": {"temperature": 3}}, 400, "sampling.temperature:"),
         ({"models": ["alpha"], "text": "x", "sampling": {"nonsense": 3}}, 400, "sampling.nonsense:"),
         ({"models": ["alpha"], "text": "x", "other": 1}, 400, "other:"),
-        ([1], 400, "top level:"),
+        ([1], 400, "the body must be a JSON object"),
     ],
 )
 def test_invalid_requests_are_refused_with_a_reason(client, body, status, message):
@@ -150,6 +152,35 @@ def test_stop_needs_the_own_answer_and_ends_the_stream(client, source):
             time.sleep(0.01)
         assert future.result()[-1][1]["state"] == "stopped"
     assert client.post(f"conversations/{name}/answers/{leaf}/stop", json={}).json() == {"stopped": False}
+
+
+@pytest.mark.parametrize("failure", [None, UnicodeError("a lone surrogate")], ids=["stopped", "failed"])
+def test_a_stream_ends_although_storing_its_answer_is_slow_or_fails(client, source, monkeypatch, failure):
+    storing, go_on = threading.Event(), threading.Event()
+    save = Conversations.save
+
+    def slow_save(store, message):
+        storing.set()
+        assert go_on.wait(10)
+        if failure is not None:
+            raise failure
+        save(store, message)
+
+    monkeypatch.setattr(Conversations, "save", slow_save)
+    source.script = lambda call: "one two"
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(send, client, text="store me slowly")
+        assert storing.wait(10)
+        [found] = client.get("conversations", params={"query": "slowly"}).json()["conversations"][:1]
+        leaf = client.get(f"conversations/{found['id']}").json()["leaf"]
+        # The answer is complete: there is nothing to stop any more.
+        stopped = client.post(f"conversations/{found['id']}/answers/{leaf}/stop", json={}).json()
+        go_on.set()
+        events = future.result()
+    assert stopped == {"stopped": False}
+    done = events[-1][1]
+    assert (done["state"], done["text"]) == ("done", "one two")
+    assert done["answer"]["error"] == (failure and "not stored: the server failed; its log has the reason")
 
 
 def test_the_text_so_far_is_stored_while_an_answer_is_generated(client, source, monkeypatch):
@@ -193,6 +224,34 @@ def test_exports(client, source):
     assert [message["text"] for message in exported["tree"]][1:] == ["answer of alpha", "answer of beta"]
     assert exported["tree"][1]["answer"]["sampling"] == {"seed": 1, "max_tokens": 512}
     assert client.get(f"conversations/{name}/export.pdf").status_code == 404
+
+
+def test_all_conversations_are_exported_as_one_file(tmp_path):
+    source = ScriptedSource()
+    with (
+        chat_server(tmp_path, source) as address,
+        httpx.Client(base_url=f"{address}/chat/", timeout=20) as client,
+    ):
+        assert client.get("export.json").json() == {"conversations": []}
+        assert client.get("export.md").text == ""
+        store = Conversations(tmp_path / "chat.db")
+        for number in range(250):  # more than the page lists
+            store.create("local", f"n{number}", {})
+        view = send(client, text="The last one?")[0][1]["view"]
+        client.post("send", json={"models": ["alpha"], "text": "again", "conversation": view["id"]})
+        response = client.get("export.json")
+        assert response.headers["content-disposition"] == 'attachment; filename="conversations.json"'
+        assert "content-length" not in response.headers  # it is not built in memory
+        exported = response.json()["conversations"]
+        assert [each["title"] for each in exported] == [*(f"n{n}" for n in range(250)), "The last one?"]
+        assert exported[-1] == client.get(f"conversations/{view['id']}/export.json").json()
+        markdown = client.get("export.md").text
+        last = client.get(f"conversations/{view['id']}/export.md").text
+        assert markdown.endswith(f"\n---\n\n{last}")
+        assert markdown.count(DISCLAIMER) == 251
+        assert client.get("export.pdf").status_code == 404
+        assert list(store.each("somebody else")) == []
+        store.close()
 
 
 def test_the_api_needs_the_role_chat(tmp_path):

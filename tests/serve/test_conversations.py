@@ -158,6 +158,26 @@ def test_a_parent_belongs_to_the_conversation_and_has_the_other_role(store):
         store.rename("ann", name, "  ")
 
 
+def test_a_deleted_conversation_is_in_no_file(store):
+    kept = store.create("ann", "kept", {})
+    exchange(store, "ann", kept, None, "remains", "here")
+    name = store.create("ann", "secretum titulus", {})
+    exchange(store, "ann", name, None, "secretum quaestio", "secretum responsum")
+    folder = store._database.path.parent
+    assert any(b"secretum" in path.read_bytes() for path in folder.iterdir())
+    store.delete("ann", name)
+    assert [path.name for path in folder.iterdir() if b"secretum" in path.read_bytes()] == []
+    assert [match.conversation.title for match in store.search("ann", "remains")] == ["kept"]
+
+
+def test_conversations_are_read_one_by_one_and_deleted_ones_left_out(store):
+    names = [store.create("ann", title, {}) for title in ("one", "two", "three")]
+    each = store.each("ann")
+    assert next(each).title == "one"
+    store.delete("ann", names[1])
+    assert [conversation.title for conversation in each] == ["three"]
+
+
 def test_a_file_of_a_newer_version_is_refused(store):
     store.close()
     with sqlite3.connect(store._database.path) as connection:

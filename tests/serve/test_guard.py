@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from starlette.applications import Starlette
@@ -556,7 +556,19 @@ def gc_disabled() -> Iterator[None]:
         gc.enable()
 
 
-def test_a_client_that_does_not_read_loses_its_response(tmp_path: Any) -> None:
+class ShortDeadlines(DeadlineProtocol):
+    head_seconds = 0.4
+    body_seconds = 0.8
+    send_seconds = 0.5
+    lost: ClassVar[list[DeadlineProtocol]] = []
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(self)
+        super().connection_lost(exc)
+
+
+@pytest.mark.parametrize("target", ["/flood", "/whole"])
+def test_a_client_that_does_not_read_loses_its_response(tmp_path: Any, target: str) -> None:
     ended: list[str] = []
 
     async def flood(request: Request) -> Response:
@@ -569,20 +581,24 @@ def test_a_client_that_does_not_read_loses_its_response(tmp_path: Any) -> None:
 
         return EventStream(pieces())
 
-    app = guarded(tmp_path, guard={"send_seconds": 0.3})
-    app.router.routes.insert(0, Route("/flood", flood))
-    with listening(app) as address, socket.create_connection(("127.0.0.1", address.port)) as silent:
-        silent.sendall(b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async def whole(request: Request) -> Response:
+        ended.append("closed")
+        return Response(b"x" * (64 << 20))
+
+    app = guarded(tmp_path)
+    app.router.routes[:0] = [Route("/flood", flood), Route("/whole", whole)]
+    ShortDeadlines.lost.clear()
+    with (
+        listening(app, http=ShortDeadlines) as address,
+        socket.create_connection(("127.0.0.1", address.port)) as silent,
+    ):
+        silent.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         deadline = time.monotonic() + 10
-        with gc_disabled():
-            while not ended and time.monotonic() < deadline:
+        with gc_disabled():  # which would close an abandoned generator
+            while not (ended and ShortDeadlines.lost) and time.monotonic() < deadline:
                 time.sleep(0.05)
+        assert len(ShortDeadlines.lost) == 1  # although the client still has it open
     assert ended == ["closed"]
-
-
-class ShortDeadlines(DeadlineProtocol):
-    head_seconds = 0.4
-    body_seconds = 0.8
 
 
 @pytest.fixture
@@ -613,6 +629,24 @@ def test_a_slow_body_that_nobody_reads_loses_its_connection(hasty: Address) -> N
             while time.monotonic() - start < 4 and connection.send(b"x"):
                 time.sleep(0.05)
         assert time.monotonic() - start < 3
+
+
+def test_a_slow_client_gets_a_long_response(tmp_path: Any) -> None:
+    size = 24 << 20  # more than the system buffers; it takes longer to read than `send_seconds`
+    app = guarded(tmp_path)
+    app.router.routes.insert(0, Route("/whole", lambda request: Response(b"x" * size)))
+    with (
+        listening(app, http=ShortDeadlines) as address,
+        socket.create_connection(("127.0.0.1", address.port)) as slow,
+    ):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        slow.sendall(b"GET /whole HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        received, start = 0, time.monotonic()
+        while part := slow.recv(1 << 20):
+            received += len(part)
+            time.sleep(len(part) / size * 1.5)
+        assert time.monotonic() - start > 2 * ShortDeadlines.send_seconds
+    assert received > size
 
 
 def test_long_responses_and_quiet_connections_have_their_time(hasty: Address) -> None:

@@ -65,8 +65,9 @@ def test_the_slot_is_free_after_one_batch_of_a_long_prompt(server: Server):
     assert time.monotonic() - start < SOON
 
 
-def test_a_killed_process_fails_its_requests_and_the_next_starts_another(server: Server):
-    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **ENDLESS}
+def kill_while_another_waits(server: Server, **settings: object) -> None:
+    """Kill the model's process while it answers one request and another waits; both must end well."""
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **ENDLESS, **settings}
     answers: list[httpx.Response] = []
     server.chat("chat", "Hi", max_tokens=1)
     [child] = server.children()
@@ -76,17 +77,28 @@ def test_a_killed_process_fails_its_requests_and_the_next_starts_another(server:
     ) as answer:
         lines = answer.iter_lines()
         next(lines)
-        waiting.start()  # waits for the only slot
+        waiting.start()
         time.sleep(1)
+        assert not answers
         os.kill(child, signal.SIGKILL)
         *_, last = (line for line in lines if line)
     waiting.join()
     error = json.loads(last.removeprefix("data: "))["error"]
     assert "was killed by SIGKILL" in error["message"]
     assert error["type"] == "server_error"
-    assert answers[0].status_code == 200  # it waited for its slot outside of the process
+    assert answers[0].status_code == 200, answers[0].text
     assert server.chat("chat", "Hi", max_tokens=1).status_code == 200
     assert server.children() != [child]
+
+
+def test_a_killed_process_fails_its_requests_and_the_next_starts_another(server: Server):
+    kill_while_another_waits(server)  # which waits for the only slot
+
+
+def test_a_request_that_waits_for_the_kv_cache_gets_the_next_process(chat_gguf: Path, tmp_path: Path):
+    words = ("--slots", "2", "--context", "32768", "--max-tokens", "40000")
+    with serving(tmp_path, chat_gguf, *words) as server:
+        kill_while_another_waits(server, max_tokens=-1)  # the whole context
 
 
 def test_an_idle_model_is_unloaded_and_loaded_again(server: Server):

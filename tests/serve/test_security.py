@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,13 +117,31 @@ def test_paths_stay_inside(served: Served, target: str) -> None:
     assert b"root:" not in reply.body
 
 
-@pytest.mark.parametrize("script", ["!status 500", "!status 401", "!half", "!cut", "!junk", "!error"])
+@pytest.mark.parametrize("script", ["!status 500", "!status 401", "!half", "!cut", "!junk", "!error", "!odd"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_broken_upstream_is_a_503_and_never_a_traceback(served: Served, script: str, stream: bool) -> None:
     reply = served.ask(script, stream=stream)
     assert reply.status == 503 or (stream and b'"error"' in reply.body)
     assert b"Traceback" not in reply.body
+    assert b"its log has the reason" not in reply.body  # the other server is named instead
     assert served.ask("hello").status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_of_a_surrogate_pair_is_replaced(served: Served, stream: bool) -> None:
+    reply = served.ask("!surrogate", stream=stream)
+    assert (reply.status, b"half ? of a pair" in reply.body) == (200, True)
+
+
+def test_an_upstream_that_starts_later_is_found(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with serving(tmp_path, f"http://127.0.0.1:{port}/v1") as server:
+        assert server.request("GET", "/ready").status == 503
+        with scripted_upstream("toy", port=port):
+            eventually(lambda: server.request("GET", "/ready").status == 200)
+            models = json.loads(server.request("GET", "/chat/models").body)["models"]
+    assert [model["id"] for model in models] == ["toy"]
 
 
 def test_an_upstream_that_is_busy_says_when_to_come_back(served: Served) -> None:

@@ -34,7 +34,7 @@ from meditron.store.corpus import select_heldout
 from meditron.store.document_facts import FACTS, write_facts
 from meditron.store.files import remove_temporaries, sha256_file
 from meditron.store.indexed import IndexedDataset, read_hashes
-from meditron.store.manifest import Artifact
+from meditron.store.manifest import Artifact, Manifest
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train import loop, pretrain
@@ -152,6 +152,24 @@ def test_the_ancestry_names_the_documents_that_were_read(world, trained, tmp_pat
     monkeypatch.setattr(pretrain, "MAX_DOCUMENTS", len(training.documents) - 1)
     run(make_config(), world, tmp_path / "more")
     assert read_ancestry(resolve_model(str(tmp_path / "more"))).trainings[0].documents is None
+
+
+def test_the_ancestry_has_the_newest_date_of_the_corpus(world, trained):
+    assert read_ancestry(resolve_model(str(trained[0]))).newest_date is None  # the corpus has no manifest
+    manifest = Manifest.model_construct(metrics={"newest_date": "2023-08-31"})
+    inputs = {**world, "corpus": replace(world["corpus"], manifest=manifest)}
+    entry = pretrain._training_inputs(make_config(), inputs, "pretrain").ancestry_entry
+    base = read_ancestry(resolve_model(str(trained[0])))
+    assert base.with_training(entry).newest_date == "2023-08-31"
+    # Of two dates the one that may be later: a year without a month may end in December.
+    for date, newest in (
+        ("2023-09-01", "2023-09-01"),
+        ("2023-08", "2023-08"),
+        ("2023", "2023"),
+        ("2022", "2023-08-31"),
+    ):
+        later = base.with_training(entry).with_training(entry.model_copy(update={"newest_date": date}))
+        assert later.newest_date == newest
 
 
 def test_it_leaves_a_report_and_no_checkpoints(trained):

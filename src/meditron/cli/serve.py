@@ -1,16 +1,13 @@
 """`meditron serve`: an OpenAI-compatible server and a chat page in front of models."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, flags_from, print_json, validate_settings
 from meditron.core.console import info
 from meditron.core.disclaimer import DISCLAIMER
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["serve"]
 

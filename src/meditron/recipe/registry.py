@@ -50,7 +50,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", 7, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 3, TokenizeConfig, "meditron.corpus.tokenize:run"),
-    Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
+    Stage("pretrain", 7, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
     Stage("finetune", 7, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 4, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 10, EvaluateConfig, "meditron.evaluate.stage:run", distributed=True),

@@ -16,6 +16,7 @@ from meditron.text.chat import Message as ChatMessage
 __all__ = ["Answers", "Event", "chat_messages", "provenance_of"]
 
 _SAVE_SECONDS = 5.0  # a crash loses the text of so many seconds
+_INTERNAL = "the server failed; its log has the reason"
 
 Event = tuple[str, dict[str, Any]]
 """Name and data of a server-sent event."""
@@ -28,6 +29,9 @@ class Answers:
         """Keep where answers come from and where they are stored."""
         self._store, self._models = store, models
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._stoppable: set[int] = set()
+        """Answers whose model still generates. Later a task only stores the answer and must not be
+        cancelled, because the page's stream waits for its end."""
 
     def start(self, message: Message, call: ChatCall, events: "asyncio.Queue[Event | Message]") -> None:
         """Generate an answer in a task. Its pieces go to `events`, at its end the finished message.
@@ -36,12 +40,15 @@ class Answers:
         """
         task = asyncio.create_task(self._generate(message, call, events))
         self._tasks[message.id] = task
+        self._stoppable.add(message.id)
         task.add_done_callback(lambda _: self._tasks.pop(message.id, None))
 
     def stop(self, message_id: int) -> bool:
         """Cancel an answer, and return False if it is not being generated."""
-        task = self._tasks.get(message_id)
-        return task is not None and task.cancel()
+        if message_id not in self._stoppable:
+            return False
+        self._stoppable.remove(message_id)
+        return self._tasks[message_id].cancel()
 
     def is_running(self, message_id: int) -> bool:
         """Return whether an answer is being generated."""
@@ -68,7 +75,9 @@ class Answers:
             state, error, hint = "failed", failure.message, failure.hint
         except Exception as failure:  # its text may contain paths or content of this process
             warn(f"an answer failed: {type(failure).__name__}: {failure}")
-            state, error = "failed", "the server failed; its log has the reason"
+            state, error = "failed", _INTERNAL
+        finally:
+            self._stoppable.discard(message.id)
         if progress.finish == "cancelled":
             state = "stopped"
         assert message.answer is not None  # noqa: S101  # set by `Conversations.add_answer`
@@ -96,6 +105,9 @@ class Answers:
         except MeditronError as failure:
             warn(f"an answer was not stored: {failure.message}")
             return failure.message
+        except Exception as failure:  # the stream of the page must end all the same
+            warn(f"an answer was not stored: {type(failure).__name__}: {failure}")
+            return _INTERNAL
         return None
 
 

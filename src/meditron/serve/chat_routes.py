@@ -6,30 +6,30 @@ refused with status 409 and `{"findings": […]}` until the request says `"confi
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial, wraps
-from typing import Annotated, Any, Protocol, TypeVar
+from functools import partial
+from typing import Annotated, Any, Protocol
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from meditron.core.config import Config, first_problem
-from meditron.core.errors import MeditronError, SourceError, UsageError
+from meditron.core.config import Config
+from meditron.core.errors import SourceError, UsageError
+from meditron.serve.access import Endpoint, require_role
+from meditron.serve.bodies_as import read_body_as
 from meditron.serve.chat_answers import Answers, Event, chat_messages, provenance_of
 from meditron.serve.chat_view import (
-    export_json,
-    export_markdown,
+    EXPORTS,
     file_stem,
     view_conversation,
     view_match,
     view_message,
 )
 from meditron.serve.connection import EventStream, event
-from meditron.serve.conversations import Answer, Conversations, Message
-from meditron.serve.errors import error_response
+from meditron.serve.conversations import Answer, Conversation, Conversations, Message
 from meditron.serve.health_data import find_health_data
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.state import ChatCall, PromptUse
@@ -37,8 +37,6 @@ from meditron.serve.state import ChatCall, PromptUse
 __all__ = ["PromptLibrary", "routes"]
 
 _MAX_TEXT = 200_000  # characters
-T = TypeVar("T", bound=Config)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class PromptLibrary(Protocol):
@@ -107,35 +105,6 @@ class Nothing(Config):
     """An empty body."""
 
 
-def _json_errors(handler: Handler) -> Handler:
-    """Answer errors of a handler as JSON."""
-
-    @wraps(handler)
-    async def handle(request: Request) -> Response:
-        try:
-            person_of(request).require("chat")
-            return await handler(request)
-        except MeditronError as error:
-            return error_response(error)
-
-    return handle
-
-
-async def _read(request: Request, kind: type[T]) -> T:
-    """Return a request's body.
-
-    Raises:
-        UsageError: it is not declared as JSON, as of a form of another site, or it is invalid.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UsageError("the body must have the type application/json")
-    try:
-        return kind.model_validate_json(await request.body())
-    except ValidationError as error:
-        place, message = first_problem(error)
-        raise UsageError(f"{place}: {message}") from error
-
-
 def _store(request: Request) -> Conversations:
     state = request.app.state
     if not hasattr(state, "conversations"):
@@ -190,7 +159,7 @@ async def _view(request: Request, name: str) -> dict[str, Any]:
 
 async def change_conversation(request: Request) -> Response:
     """Rename a conversation, or choose the path that is shown."""
-    body, store, owner = await _read(request, ChangeRequest), _store(request), person_of(request).name
+    body, store, owner = await read_body_as(request, ChangeRequest), _store(request), person_of(request).name
     name = request.path_params["name"]
 
     def change() -> None:
@@ -213,25 +182,37 @@ async def delete_conversation(request: Request) -> Response:
 
 async def export_conversation(request: Request) -> Response:
     """Return a conversation as a file."""
+    store, owner = _store(request), person_of(request).name
+    conversation = await asyncio.to_thread(store.get, owner, request.path_params["name"])
+    return _file(request, file_stem(conversation.title), iter((conversation,)), single=True)
+
+
+async def export_all(request: Request) -> Response:
+    """Return all of a person's conversations as one file. They are read while the file is sent."""
+    conversations = await asyncio.to_thread(_store(request).each, person_of(request).name)
+    return _file(request, "conversations", conversations, single=False)
+
+
+def _file(
+    request: Request, stem: str, conversations: Iterator[Conversation], *, single: bool
+) -> StreamingResponse:
+    """Return conversations as a file in the form that the address names.
+
+    Raises:
+        SourceError: there is no such form.
+    """
     form = request.path_params["form"]
-    exports = {
-        "md": (export_markdown, "text/markdown; charset=utf-8"),
-        "json": (export_json, "application/json"),
-    }
-    if form not in exports:
-        raise SourceError(f"no export {form!r:.20}", hint="exports are md and json")
-    export, media_type = exports[form]
-    conversation = await asyncio.to_thread(
-        _store(request).get, person_of(request).name, request.path_params["name"]
-    )
-    name = f"{file_stem(conversation.title)}.{form}"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(await asyncio.to_thread(export, conversation), headers=headers, media_type=media_type)
+    if form not in EXPORTS:
+        raise SourceError(f"no export {form!r:.20}", hint=f"exports are {' and '.join(EXPORTS)}")
+    media_type, one, many = EXPORTS[form]
+    parts = map(one, conversations) if single else many(conversations)
+    headers = {"Content-Disposition": f'attachment; filename="{stem}.{form}"'}
+    return StreamingResponse(parts, headers=headers, media_type=media_type)
 
 
 async def stop_answer(request: Request) -> Response:
     """Stop an answer that is being generated. Its stream ends with what it has so far."""
-    await _read(request, Nothing)
+    await read_body_as(request, Nothing)
     message, store, owner = request.path_params["message"], _store(request), person_of(request).name
     conversation = await asyncio.to_thread(store.get, owner, request.path_params["name"])
     conversation.message(message)
@@ -240,14 +221,14 @@ async def stop_answer(request: Request) -> Response:
 
 async def send(request: Request) -> Response:
     """Store a question and stream its answers, or stream another answer to a stored question."""
-    body, owner, state = await _read(request, SendRequest), person_of(request).name, state_of(request)
+    body, owner, state = await read_body_as(request, SendRequest), person_of(request).name, state_of(request)
     known = {model.id for model in state.models.list_models()}
     if unknown := [model for model in body.models if model not in known]:
         raise SourceError(f"no model {unknown[0]!r:.80}", hint=f"models: {', '.join(sorted(known))}")
     if body.text is None and (body.conversation is None or body.parent is None):
         raise UsageError("text is missing")
     if not body.confirmed and body.text is not None:
-        findings = find_health_data(f"{body.text}\n{body.system}")
+        findings = await asyncio.to_thread(find_health_data, f"{body.text}\n{body.system}")
         if findings:
             return JSONResponse({"findings": [asdict(finding) for finding in findings]}, 409)
     prompt = await _prompt_use(request, body)
@@ -317,14 +298,16 @@ async def _events(
                 model=made.model, messages=sent, sampling=made.sampling, person=owner, prompt=prompt
             )
             answers.start(replace(message, answer=replace(made, left_out=left_out)), call, queue)
-        yield event({"view": view_conversation(conversation, answers.is_running)}, "start")
+        # Markdown of a long conversation takes seconds, in which no other stream would go on.
+        view = await asyncio.to_thread(view_conversation, conversation, answers.is_running)
+        yield event({"view": view}, "start")
         running = len(messages)
         while running:
             news = await queue.get()
             if isinstance(news, Message):
                 running -= 1
                 siblings = [m.id for m in conversation.messages if m.parent == news.parent]
-                yield event(view_message(news, siblings), "done")
+                yield event(await asyncio.to_thread(view_message, news, siblings), "done")
             else:
                 name, data = news
                 yield event(data, name)
@@ -334,14 +317,15 @@ async def _events(
             answers.stop(message.id)
 
 
-def _route(path: str, handler: Handler, method: str) -> Route:
-    return Route(path, _json_errors(handler), methods=[method])
+def _route(path: str, endpoint: Endpoint, method: str) -> Route:
+    return Route(path, require_role("chat")(endpoint), methods=[method])
 
 
 routes = [
     Route("/", page),
     _route("/chat/models", list_models, "GET"),
     _route("/chat/send", send, "POST"),
+    _route("/chat/export.{form}", export_all, "GET"),
     _route("/chat/conversations", list_conversations, "GET"),
     _route("/chat/conversations/{name}", show_conversation, "GET"),
     _route("/chat/conversations/{name}", change_conversation, "PATCH"),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from meditron.core.disclaimer import DISCLAIMER
 from meditron.serve.conversations import Conversation, Match, Message
 from meditron.serve.markdown import render_markdown
 
-__all__ = ["export_json", "export_markdown", "file_stem", "view_conversation", "view_match", "view_message"]
+__all__ = ["EXPORTS", "file_stem", "view_conversation", "view_match", "view_message"]
 
 
 def view_message(message: Message, siblings: Sequence[int] = ()) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def file_stem(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:48] or "conversation"
 
 
-def export_markdown(conversation: Conversation) -> str:
+def _export_markdown(conversation: Conversation) -> str:
     """Return the shown path as Markdown, with the provenance of each answer."""
     parts = [f"# {conversation.title}", f"*{DISCLAIMER}*", f"Created {_iso(conversation.created)}."]
     system = None
@@ -121,7 +121,7 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def export_json(conversation: Conversation) -> str:
+def _export_json(conversation: Conversation) -> str:
     """Return the whole tree as JSON; `messages` is the shown path in the format of finetuning rows."""
     value = {
         "title": conversation.title,
@@ -131,3 +131,24 @@ def export_json(conversation: Conversation) -> str:
         "tree": [asdict(message) for message in conversation.messages],
     }
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def _join_markdown(conversations: Iterable[Conversation]) -> Iterator[str]:
+    for number, conversation in enumerate(conversations):
+        yield ("\n---\n\n" if number else "") + _export_markdown(conversation)
+
+
+def _join_json(conversations: Iterable[Conversation]) -> Iterator[str]:
+    yield '{"conversations": [\n'
+    for number, conversation in enumerate(conversations):
+        yield (",\n" if number else "") + _export_json(conversation).rstrip("\n")
+    yield "\n]}\n"
+
+
+EXPORTS: Mapping[
+    str, tuple[str, Callable[[Conversation], str], Callable[[Iterable[Conversation]], Iterator[str]]]
+] = {
+    "md": ("text/markdown; charset=utf-8", _export_markdown, _join_markdown),
+    "json": ("application/json", _export_json, _join_json),
+}
+"""Ending of an exported file → its media type, the text of one conversation, and the parts of many."""

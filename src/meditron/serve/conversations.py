@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -174,7 +175,7 @@ class Conversations:
 
     def newest(self, owner: str) -> list[Match]:
         """Return a person's conversations without their messages, the last used first."""
-        with self._database.transaction() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(
                 "SELECT * FROM conversation WHERE owner = ? ORDER BY updated DESC LIMIT ?", (owner, _PAGE)
             ).fetchall()
@@ -187,7 +188,7 @@ class Conversations:
             return self.newest(owner)
         # Quoted, so that no word is an operator of FTS5.
         pattern = " ".join(f'"{word}"' for word in words) + "*"
-        with self._database.transaction() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(
                 """
                 SELECT c.*, snippet(message_words, 0, ?, ?, '…', 12) AS place FROM message_words
@@ -214,7 +215,7 @@ class Conversations:
         Raises:
             SourceError: the person has no such conversation.
         """
-        with self._database.transaction() as connection:
+        with self._database.snapshot() as connection:
             row = connection.execute(
                 "SELECT * FROM conversation WHERE id = ? AND owner = ?", (name, owner)
             ).fetchone()
@@ -224,6 +225,22 @@ class Conversations:
                 "SELECT * FROM message WHERE conversation = ? ORDER BY id", (row["number"],)
             ).fetchall()
         return _conversation(row, [_message(each) for each in messages])
+
+    def each(self, owner: str) -> Iterator[Conversation]:
+        """Return all conversations of a person, the oldest first. Each is read when it is its turn.
+
+        Conversations that are deleted meanwhile are left out.
+        """
+        with self._database.snapshot() as connection:
+            rows = connection.execute(
+                "SELECT id FROM conversation WHERE owner = ? ORDER BY number", (owner,)
+            ).fetchall()
+        return self._read_each(owner, [row["id"] for row in rows])
+
+    def _read_each(self, owner: str, names: Sequence[str]) -> Iterator[Conversation]:
+        for name in names:
+            with suppress(SourceError):
+                yield self.get(owner, name)
 
     def rename(self, owner: str, name: str, title: str) -> None:
         """Change a conversation's title."""
@@ -250,7 +267,7 @@ class Conversations:
             _change(connection, owner, name, "settings = ?", json.dumps(settings))
 
     def delete(self, owner: str, name: str) -> None:
-        """Delete a conversation with its messages.
+        """Delete a conversation with its messages, from all files.
 
         Raises:
             SourceError: the person has no such conversation.
@@ -263,6 +280,11 @@ class Conversations:
             )
             connection.execute("DELETE FROM title_words WHERE rowid = ?", (number,))
             connection.execute("DELETE FROM conversation WHERE number = ?", (number,))
+            # The indexes keep the words of deleted rows until their segments are merged, and the log of
+            # writes keeps whole pages until it is emptied.
+            connection.execute("INSERT INTO message_words (message_words) VALUES ('optimize')")
+            connection.execute("INSERT INTO title_words (title_words) VALUES ('optimize')")
+        self._database.compact()
 
     def add_question(self, owner: str, name: str, parent: int | None, text: str) -> Message:
         """Store a question under a message, or as a first one.

@@ -4,7 +4,6 @@ A pure ASGI middleware: it neither buffers responses nor hides that a client wen
 order, the path, the Host header, the origin, the key, and the type, size and speed of the body.
 """
 
-import asyncio
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,7 +52,6 @@ class Guard:
         *,
         idle_seconds: float = 10.0,
         body_seconds: float = 120.0,
-        send_seconds: float = 60.0,
     ) -> None:
         """Wrap an application.
 
@@ -62,7 +60,6 @@ class Guard:
             state: Settings and people of the server.
             idle_seconds: Longest time between two pieces of a request body.
             body_seconds: Longest time for a request body.
-            send_seconds: Longest time for which a client may not read its response.
         """
         self._app = app
         self._config = state.config
@@ -70,14 +67,13 @@ class Guard:
         self._hosts = HostRule(state.config)
         self._origins = OriginRule(state.config)
         self._idle_seconds, self._body_seconds = idle_seconds, body_seconds
-        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, _Sender(scope, send, self._send_seconds))
+            await self._answer(scope, receive, _Sender(scope, send))
         else:  # no route has a WebSocket
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -159,28 +155,21 @@ def _check_target(scope: Scope) -> None:
 
 
 class _Sender:
-    """Sends a response with the server's headers. A client that stops reading ends the response."""
+    """Sends a response with the server's headers."""
 
-    def __init__(self, scope: Scope, send: Send, seconds: float) -> None:
-        self._send, self._seconds = send, seconds
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send = send
         self._is_static = scope["path"].startswith("/static/")
-        self.started = self._is_lost = False
+        self.started = False
         self.cors_origin: str | None = None
 
     async def __call__(self, message: Message) -> None:
         """Send a message of the response."""
-        if self._is_lost:  # waiting again would only take longer
-            raise ConnectionError("the client did not read the response")
         if message["type"] == "http.response.start":
             self.started = True
             message.setdefault("headers", [])
             self._add_headers(MutableHeaders(raw=message["headers"]))
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(message)
-        except TimeoutError as error:
-            self._is_lost = True
-            raise ConnectionError("the client does not read the response") from error
+        await self._send(message)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         headers.update(_HEADERS)

@@ -57,15 +57,18 @@ class LlamaClient:
                             raise _refusal(event)
                         yield event
         except httpx.ReadTimeout as error:
-            self.process.close()
+            await asyncio.to_thread(self.process.close)
             raise EngineError(f"llama.cpp sent nothing for {SILENT_SECONDS} s") from error
         except httpx.HTTPError as error:
             raise await self._end_error() from error
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the embedding of each list of token ids. Errors are those of `complete`."""
+        body = {"input": [list(ids) for ids in inputs]}
         try:
-            response = await self._http.post("/v1/embeddings", json={"input": [list(ids) for ids in inputs]})
+            # No pings come while many texts are processed: only the caller's time limit applies.
+            timeout = httpx.Timeout(SILENT_SECONDS, read=None)
+            response = await self._http.post("/v1/embeddings", json=body, timeout=timeout)
         except httpx.HTTPError as error:
             raise await self._end_error() from error
         answer = response.json()

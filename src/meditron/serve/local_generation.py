@@ -5,7 +5,7 @@ Conversations are rendered and tokenized here, in the sandbox for chat templates
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -47,12 +47,21 @@ def encode_prompt(
 async def generate_pieces(
     request: GenerationRequest,
     *,
-    client: LlamaClient,
+    connect: Callable[[], Awaitable[LlamaClient]],
     tokenizer: Tokenizer,
     reservations: Reservations,
     context: int,
 ) -> AsyncGenerator[Piece]:
-    """Yield the pieces of all answers. See `LocalModel.generate`."""
+    """Yield the pieces of all answers. See `LocalModel.generate`.
+
+    Args:
+        request: The prompt and the settings.
+        connect: Returns the running process. It is called when there is space for the request, because the
+            process may have died while the request waited.
+        tokenizer: The model's tokenizer.
+        reservations: The slots and the KV cache of the model.
+        context: Longest prompt with its answer, in tokens.
+    """
     # A template of a hostile file computes for seconds before it exceeds its budget.
     ids = await asyncio.to_thread(encode_prompt, tokenizer, request.messages, request.text)
     if max(ids, default=0) >= tokenizer.vocab_size:
@@ -71,6 +80,7 @@ async def generate_pieces(
         # llama.cpp copies the processed prompt into the slots of further answers, and counts the seed up.
         body |= {"n_cmpl": count, "seed": (first_seed + start) % SEEDS}
         async with reservations.reserve(count, len(ids) + count * limit):
+            client = await connect()
             if request.json_schema is not None:
                 await client.check_schema(body["json_schema"], ids[0], tokenizer.end_of_text_id)
             events = client.complete(body)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -43,15 +43,6 @@ _RETRY_SECONDS = 5.0  # a model that cannot be loaded is not loaded again by eve
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Loaded:
-    """A running model."""
-
-    client: LlamaClient
-    tokenizer: Tokenizer
-    reservations: Reservations
-
-
 class LocalModel:
     """A GGUF file that llama.cpp runs in child processes of the server."""
 
@@ -73,6 +64,7 @@ class LocalModel:
         path = self._files.path
         with GGUF(path) as gguf:
             self._context, self._shared = shared_context(gguf.metadata, path, config.context, config.slots)
+            self._reservations = Reservations(config.slots, self._shared)
             has_template = "tokenizer.chat_template" in gguf.metadata
             quantization = _file_type(gguf)
         ancestry = read_ancestry(self._files)
@@ -83,13 +75,14 @@ class LocalModel:
             path=self._files.spec,
             quantization=quantization,
             base_model=ancestry.base if ancestry else None,
+            knowledge_cutoff=ancestry.newest_date if ancestry else None,
             context=self._context,
             has_chat_template=has_template,
         )
-        self._loaded: _Loaded | None = None
+        self._client: LlamaClient | None = None
         self._embedder: LlamaClient | None = None
         self._tokenizer: Tokenizer | None = None
-        self._loading: asyncio.Task[_Loaded] | None = None
+        self._loading: asyncio.Task[LlamaClient] | None = None
         self._embedder_lock = asyncio.Lock()
         self._failure: tuple[float, MeditronError] | None = None
         self._requests = 0
@@ -114,15 +107,14 @@ class LocalModel:
         Raises:
             UsageError: the prompt is too long, or a setting is invalid.
             InputError: the chat template fails, or llama.cpp does not run the file.
-            EngineError: the process died.
+            EngineError: the process died while it answered.
         """
         with self._in_use():
-            loaded = await self._load()
             pieces = generate_pieces(
                 request,
-                client=loaded.client,
-                tokenizer=loaded.tokenizer,
-                reservations=loaded.reservations,
+                connect=self._load,
+                tokenizer=await self._load_tokenizer(),
+                reservations=self._reservations,
                 context=self._context,
             )
             async with aclosing(pieces):
@@ -176,25 +168,25 @@ class LocalModel:
 
     async def unload_if_idle(self, seconds: float) -> None:
         """End the processes if there was no request for some seconds."""
-        running = self._loaded is not None or self._embedder is not None
+        running = self._client is not None or self._embedder is not None
         if running and not self._requests and time.monotonic() - self._last_used >= seconds:
             await self.unload()
             info(f"{self._info.id}: unloaded after {seconds / 60:g} minutes without a request")
 
     async def unload(self) -> None:
         """End the processes."""
-        loaded, embedder = self._loaded, self._embedder
-        self._loaded = self._embedder = None
+        clients = self._client, self._embedder
+        self._client = self._embedder = None
         if self._info.state != "failed":
             self._info = replace(self._info, state="unloaded")
-        for client in (loaded.client if loaded else None, embedder):
+        for client in clients:
             if client is not None:
                 await client.close()
 
-    async def _load(self) -> _Loaded:
-        """Return the running model; start it if it is not loaded or has died."""
-        if self._loaded is not None and self._loaded.client.alive:
-            return self._loaded
+    async def _load(self) -> LlamaClient:
+        """Return the running process; start it if there is none or it has died."""
+        if self._client is not None and self._client.alive:
+            return self._client
         if self._loading is None:
             self._raise_recent_failure()
             self._loading = asyncio.create_task(self._start())
@@ -202,13 +194,13 @@ class LocalModel:
         # One load for all who wait; the end of one of them does not end it.
         return await asyncio.shield(self._loading)
 
-    async def _start(self) -> _Loaded:
+    async def _start(self) -> LlamaClient:
         self._info = replace(self._info, state="loading")
         try:
-            if self._loaded is not None:
-                await self._loaded.client.close()
-                self._loaded = None
-            tokenizer = await self._load_tokenizer()
+            if self._client is not None:
+                await self._client.close()
+                self._client = None
+            await self._load_tokenizer()
             client = LlamaClient(await _in_daemon_thread(self._start_process))
         except MeditronError as error:
             self._failure = (time.monotonic(), error)
@@ -216,10 +208,10 @@ class LocalModel:
             raise
         finally:
             self._loading = None
-        self._loaded = _Loaded(client, tokenizer, Reservations(self._config.slots, self._shared))
+        self._client = client
         self._last_used = time.monotonic()
         self._info = replace(self._info, state="ready")
-        return self._loaded
+        return client
 
     async def _load_embedder(self) -> LlamaClient:
         """Return the process for embeddings. llama.cpp generates no text in such a process."""

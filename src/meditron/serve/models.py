@@ -23,6 +23,7 @@ from meditron.text.chat import Message
 __all__ = ["ModelPool", "Origin"]
 
 _CHECK_SECONDS = 30.0  # largest interval of looks for idle models
+_RETRY_SECONDS = 5.0  # between attempts to reach the other server, which may start later than this one
 _OK = 200
 Model = LocalModel | UpstreamModel
 
@@ -90,10 +91,11 @@ class ModelPool:
             _name_apart(model, self._models)
             self._models[model.info.id] = model
         self._local = tuple(models)
+        self._upstream_listed = False
         self.report: Callable[[Exchange], None] = lambda exchange: None
         """Called with every finished request."""
         self.ready = False
-        """True once the first model was loaded, or the other server has listed its models."""
+        """True once a model was loaded, or the other server has listed its models."""
 
     def list_models(self) -> list[ModelInfo]:
         """See `ChatSource.list_models`."""
@@ -133,7 +135,7 @@ class ModelPool:
             model = await self.find(request.model)
             sha256 = model.info.sha256
             async with self._admitted(request.model), aclosing(model.generate(request)) as pieces:
-                await _prepare(model)
+                await self._prepare(model)
                 deadline = asyncio.get_running_loop().time() + self._config.request_seconds
                 while (piece := await _next_before(deadline, pieces, self._config)) is not None:
                     record.add(piece)
@@ -212,8 +214,10 @@ class ModelPool:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the first model and unload idle ones in the background; at the end unload all."""
-        tasks = [asyncio.create_task(work) for work in (self._load_first(), self._unload_idle())]
-        tasks += [asyncio.create_task(model.find_sha256()) for model in self._local]
+        work = [self._load_first(), self._unload_idle(), *(model.find_sha256() for model in self._local)]
+        if self._upstream is not None:
+            work.append(self._reach_upstream())
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
@@ -226,11 +230,29 @@ class ModelPool:
                 await self._upstream.close()
 
     async def _load_first(self) -> None:
-        try:
-            await (self._local[0].prepare() if self._local else self._list_upstream())
+        if self._local:
+            try:
+                await self._prepare(self._local[0])
+            except MeditronError as error:  # every request that needs the model reports it, too
+                _warn_of(error)
+
+    async def _prepare(self, model: Model) -> None:
+        """Load a local model before the time of its request begins."""
+        if isinstance(model, LocalModel):
+            await model.prepare()
             self.ready = True
-        except MeditronError as error:  # every request that needs the model reports it, too
-            warn(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
+
+    async def _reach_upstream(self) -> None:
+        """List the models of the other server as soon as it answers."""
+        warned = False
+        while not self._upstream_listed:
+            try:
+                await self._list_upstream()
+            except MeditronError as error:
+                if not warned:
+                    _warn_of(error)
+                warned = True
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _unload_idle(self) -> None:
         seconds = 60 * self._config.idle_minutes
@@ -243,12 +265,12 @@ class ModelPool:
         assert self._upstream is not None  # noqa: S101  # the caller has checked it
         for model in await self._upstream.list_models():
             self._models.setdefault(model.info.id, model)
+        self._upstream_listed = True
+        self.ready = self.ready or not self._local
 
     async def refresh(self) -> None:
         """List the models of the other server, if there is one and it has not been reached yet."""
-        if self._upstream is not None and not any(
-            isinstance(m, UpstreamModel) for m in self._models.values()
-        ):
+        if self._upstream is not None and not self._upstream_listed:
             with suppress(MeditronError):
                 await self._list_upstream()
 
@@ -260,6 +282,10 @@ class ModelPool:
             yield
 
 
+def _warn_of(error: MeditronError) -> None:
+    warn(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
+
+
 def _name_apart(model: LocalModel, others: Mapping[str, Model]) -> None:
     """Append a number to an id that another model has; raise UsageError for the same model."""
     if any(other.info.path == model.info.path for other in others.values()):
@@ -267,12 +293,6 @@ def _name_apart(model: LocalModel, others: Mapping[str, Model]) -> None:
     name = model.info.id
     taken = (f"{name}-{number}" for number in count(2))
     model.rename(next(each for each in chain([name], taken) if each not in others))
-
-
-async def _prepare(model: Model) -> None:
-    """Load a local model before the time of its request begins."""
-    if isinstance(model, LocalModel):
-        await model.prepare()
 
 
 async def _next_before(deadline: float, pieces: AsyncIterator[Piece], config: ServeConfig) -> Piece | None:

@@ -45,7 +45,8 @@ class ModelInfo:
     sha256: str | None = None
     base_model: str | None = None
     knowledge_cutoff: str | None = None
-    """Date of the newest text of the training corpus, ISO 8601."""
+    """Date of the newest document of the corpora that the model's ancestry record names, ISO 8601 as precise
+    as known. The base model's own training data may be newer."""
     context: int | None = None
     has_chat_template: bool = True
     """False for a base model, which gets the one-shot medical prompt."""

@@ -52,7 +52,7 @@ class Upstream:
         try:
             return [UpstreamModel(self, str(model["id"])) for model in answer["data"]]
         except (KeyError, TypeError) as error:
-            raise self._broken("the list of models") from error
+            raise self.broken("the list of models") from error
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401  # JSON
         """Send a request and return the JSON of its answer. Errors are those of `stream`."""
@@ -69,8 +69,8 @@ class Upstream:
             raise self._refusal(response, response.content)
         try:
             return response.json()
-        except ValueError as error:
-            raise self._broken("the answer") from error
+        except (ValueError, RecursionError) as error:
+            raise self.broken("the answer") from error
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield the events of a streamed answer. Closing the iterator cancels the request.
@@ -90,19 +90,20 @@ class Upstream:
                         yield event
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        except (ValueError, TypeError) as error:
-            raise self._broken("the stream") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self.broken("the stream") from error
 
     def _unreachable(self, error: Exception) -> EngineError:
         return EngineError(f"{self.address}: the connection failed ({type(error).__name__})")
 
-    def _broken(self, what: str) -> EngineError:
+    def broken(self, what: str) -> EngineError:
+        """Return the error for an answer in another form than OpenAI's."""
         return EngineError(f"{self.address}: {what} is not that of an OpenAI-compatible server")
 
     def _refusal(self, response: httpx.Response, content: bytes) -> MeditronError:
         try:
             message = _error_message(json.loads(content))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             message = " ".join(content.decode(errors="replace").split())[:300]
         text = f"{self.address}: HTTP {response.status_code}: {message}"
         # A wrong key is the operator's mistake, not the client's.
@@ -131,12 +132,13 @@ class UpstreamModel:
         usage: Mapping[str, Any] = {}
         async with aclosing(self._upstream.stream(path, _request_body(request))) as events:
             async for event in events:
-                usage = event.get("usage") or usage
-                for choice in event.get("choices", ()):
-                    index = int(choice.get("index", 0))
-                    if (reason := choice.get("finish_reason")) is not None:
-                        finished[index] = "length" if reason == "length" else "stop"
-                    if piece := _piece(index, choice):
+                try:
+                    usage = dict(event.get("usage") or usage)
+                    pieces = [_piece(choice, finished) for choice in event.get("choices") or ()]
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    raise self._upstream.broken("the stream") from error
+                for piece in pieces:
+                    if piece.text or piece.logprobs:
                         yield piece
         if not finished:
             raise EngineError(f"{self._upstream.address}: the stream ended before its answer was complete")
@@ -205,11 +207,17 @@ def _request_body(request: GenerationRequest) -> dict[str, Any]:
     return body | ({} if request.logprobs is None else {"logprobs": True, "top_logprobs": request.logprobs})
 
 
-def _piece(index: int, choice: Mapping[str, Any]) -> Piece | None:
+def _piece(choice: Mapping[str, Any], finished: dict[int, Finish]) -> Piece:
+    """Return the text of a choice, and note in `finished` if it ends an answer."""
+    index = int(choice.get("index", 0))
+    if (reason := choice.get("finish_reason")) is not None:
+        finished[index] = "length" if reason == "length" else "stop"
     delta = choice.get("delta")
-    text = (delta or {}).get("content") if delta is not None else choice.get("text")
+    text = (choice.get("text") if delta is None else delta.get("content")) or ""
+    # JSON can spell half of a surrogate pair, which has no UTF-8 form: it could be neither sent nor stored.
+    text = text.encode(errors="replace").decode()
     logprobs = tuple(_logprob(token) for token in (choice.get("logprobs") or {}).get("content") or ())
-    return Piece(index=index, text=text or "", logprobs=logprobs) if text or logprobs else None
+    return Piece(index=index, text=text, logprobs=logprobs)
 
 
 def _logprob(token: Mapping[str, Any]) -> TokenLogprob:

@@ -68,6 +68,8 @@ class Training(Record):
     list."""
     contamination: CorpusContamination | None = None
     """Benchmark questions found in the corpus trained on; None if it was not searched for any."""
+    newest_date: str | None = None
+    """Date of the corpus's newest dated document, ISO 8601, as precise as known; None for other data."""
 
 
 class Ancestry(Record):
@@ -87,6 +89,13 @@ class Ancestry(Record):
         return all(
             training.documents is not None and training.texts is not None for training in self.trainings
         )
+
+    @property
+    def newest_date(self) -> str | None:
+        """The newest date of the corpora trained on. The base model's own training data is not recorded."""
+        dates = [training.newest_date for training in self.trainings if training.newest_date]
+        # A date without a day or month may be the last day of its month or year.
+        return max(dates, key=lambda date: f"{date}-99-99"[:10], default=None)
 
     def with_training(self, training: Training) -> "Ancestry":
         """Return the record with one more training appended."""

@@ -73,10 +73,11 @@ def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
 def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
     folder = inputs["tokens"].path
+    corpus = inputs["corpus"]
     tokenizer = load_tokenizer(folder)
     mixture = _open_mixture(config, folder)
     # The held-out documents are tokenized once, because the held-out loss is evaluated several times.
-    heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
+    heldout = heldout_documents(corpus.path, tokenizer, config.heldout_documents)
     return TrainingInputs(
         report_title="Continued pretraining",
         progress_label="pretrain",
@@ -86,9 +87,10 @@ def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], sta
             stage=stage,
             kind="pretrain",
             data="corpus",
-            data_digest=hex_digest(inputs["corpus"]),
+            data_digest=hex_digest(corpus),
             documents=_hash_trained_documents(mixture, folder),
-            contamination=read_contamination(inputs["corpus"].path),
+            contamination=read_contamination(corpus.path),
+            newest_date=corpus.manifest.metrics.get("newest_date") if corpus.manifest else None,
         ),
         heldout_loss=partial(document_loss, documents=heldout, max_length=config.sequence_length),
         heldout_samples=partial(document_samples, heldout, max_length=config.sequence_length),

@@ -26,7 +26,7 @@ export function provenanceNode(message) {
     base_model && `base model ${base_model}`,
     quantization,
     sha256 && `SHA-256 ${sha256.slice(0, 12)}…`,
-    `knowledge cut-off ${knowledge_cutoff ?? "unknown"}`,
+    `knowledge cut-off ${knowledge_cutoff ? `${knowledge_cutoff} (training corpus)` : "unknown"}`,
     prompt ? `prompt ${prompt.name} ${prompt.label ?? ""} ${prompt.version.slice(0, 12)}` : "no stored prompt",
     has_chat_template === false && "one-shot medical prompt",
     "no sources retrieved",
