@@ -133,6 +133,18 @@ def test_half_of_a_surrogate_pair_is_replaced(served: Served, stream: bool) -> N
     assert (reply.status, b"half ? of a pair" in reply.body) == (200, True)
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_an_upstream_that_ignores_n_is_named(served: Served, path: str) -> None:
+    asked = (
+        {"messages": [{"role": "user", "content": "hello"}]}
+        if path.startswith("chat")
+        else {"prompt": "hello"}
+    )
+    body = json.dumps({"model": "toy", "n": 4, **asked}).encode()
+    reply = served.request("POST", f"/v1/{path}", body, {"Content-Type": "application/json"})
+    assert (reply.status, b"1 answers instead of 4" in reply.body) == (503, True)
+
+
 def test_an_upstream_that_starts_later_is_found(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

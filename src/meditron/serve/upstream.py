@@ -134,7 +134,7 @@ class UpstreamModel:
             async for event in events:
                 try:
                     usage = dict(event.get("usage") or usage)
-                    pieces = [_piece(choice, finished) for choice in event.get("choices") or ()]
+                    pieces = [_piece(choice, request.n, finished) for choice in event.get("choices") or ()]
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise self._upstream.broken("the stream") from error
                 for piece in pieces:
@@ -142,6 +142,8 @@ class UpstreamModel:
                         yield piece
         if not finished:
             raise EngineError(f"{self._upstream.address}: the stream ended before its answer was complete")
+        if len(finished) != request.n:  # some servers ignore `n`
+            raise EngineError(f"{self._upstream.address}: {len(finished)} answers instead of {request.n}")
         # Servers count the tokens of all answers together, and only at the end.
         for number, (index, finish) in enumerate(sorted(finished.items())):
             yield Piece(
@@ -207,9 +209,11 @@ def _request_body(request: GenerationRequest) -> dict[str, Any]:
     return body | ({} if request.logprobs is None else {"logprobs": True, "top_logprobs": request.logprobs})
 
 
-def _piece(choice: Mapping[str, Any], finished: dict[int, Finish]) -> Piece:
-    """Return the text of a choice, and note in `finished` if it ends an answer."""
+def _piece(choice: Mapping[str, Any], n: int, finished: dict[int, Finish]) -> Piece:
+    """Return the text of a choice, one of `n`, and note in `finished` if it ends an answer."""
     index = int(choice.get("index", 0))
+    if not 0 <= index < n:
+        raise ValueError(index)
     if (reason := choice.get("finish_reason")) is not None:
         finished[index] = "length" if reason == "length" else "stop"
     delta = choice.get("delta")
