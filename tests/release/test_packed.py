@@ -70,7 +70,7 @@ def AWQConfig(**settings):
 def model(tmp_path_factory):
     folder = tiny_hf(
         tmp_path_factory.mktemp("model") / "model", hidden_size=64, intermediate_size=128,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, initializer_range=0.3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, initializer_range=0.3,
     )  # fmt: skip
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nmodel_name: Small\n---\n# Small\n")
     return folder
@@ -149,6 +149,8 @@ def test_what_cannot_be_written_is_refused_before_any_work(model, text, tmp_path
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"80 .*not a multiple of 32"):
         plan("GPTQ-4bit", spec=str(narrow))
+    with pytest.raises(UsageError, match=r"k_proj\.weight has 32 rows, which is not a multiple of 64"):
+        plan("AWQ-4bit-32g", spec=str(narrow))
     (tmp_path / "out/Small-GPTQ-4bit-32g").mkdir(parents=True)
     with pytest.raises(UsageError, match="already exists"):
         plan("GPTQ-4bit-32g")

@@ -33,9 +33,10 @@ def require_fitting_shape(kind: PackedType, config: LlamaConfig) -> None:
                 f"{kind}: rows of {name} have {columns} values, which is not a multiple of {kind.group_size}",
                 hint=f"group sizes that fit: {', '.join(map(str, fitting)) or 'none'}",
             )
-        for count, of in ((rows, "rows"), (columns, "columns")):
-            if count % 32:
-                raise UsageError(f"{kind}: {name} has {count} {of}, which is not a multiple of 32")
+        # AWQ searches its clipping bounds for 64 rows at a time.
+        for count, of, unit in ((rows, "rows", 64 if kind.method == "AWQ" else 32), (columns, "columns", 32)):
+            if count % unit:
+                raise UsageError(f"{kind}: {name} has {count} {of}, which is not a multiple of {unit}")
 
 
 def _tensor_bytes(kind: PackedType, config: LlamaConfig) -> int:
