@@ -53,7 +53,7 @@ def quantize_folder(job: Job, finished_layer: Any) -> None:  # noqa: ANN401  # c
         # Zero points as in AutoAWQ, which vLLM requires. The backend only packs; the default needs CUDA.
         config, backend = AWQConfig(**shared, sym=False), BACKEND.AWQ_TORCH
     else:
-        # Columns are sorted within their groups where there are groups and act-order does not sort all of them.
+        # Without act-order, columns are sorted within their groups; GPTQModel fails if there are no groups.
         in_groups = job["group_size"] > 0 and not job["act_order"]
         config = GPTQConfig(**shared, sym=True, desc_act=job["act_order"], act_group_aware=in_groups)
         backend = BACKEND.AUTO
