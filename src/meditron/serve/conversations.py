@@ -174,10 +174,9 @@ class Conversations:
 
     def newest(self, owner: str) -> list[Match]:
         """Return a person's conversations without their messages, the last used first."""
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                "SELECT * FROM conversation WHERE owner = ? ORDER BY updated DESC LIMIT ?", (owner, _PAGE)
-            ).fetchall()
+        rows = self._database.rows(
+            "SELECT * FROM conversation WHERE owner = ? ORDER BY updated DESC LIMIT ?", (owner, _PAGE)
+        )
         return [Match(_conversation(row)) for row in rows]
 
     def search(self, owner: str, query: str) -> list[Match]:
@@ -187,22 +186,21 @@ class Conversations:
             return self.newest(owner)
         # Quoted, so that no word is an operator of FTS5.
         pattern = " ".join(f'"{word}"' for word in words) + "*"
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                """
-                SELECT c.*, snippet(message_words, 0, ?, ?, '…', 12) AS place FROM message_words
-                JOIN message m ON m.id = message_words.rowid JOIN conversation c ON c.number = m.conversation
-                WHERE message_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC, m.id LIMIT 2000
-                """,
-                (*_MARK, pattern, owner),
-            ).fetchall()
-            titles = connection.execute(
-                """
-                SELECT c.*, '' AS place FROM title_words JOIN conversation c ON c.number = title_words.rowid
-                WHERE title_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC LIMIT 200
-                """,
-                (pattern, owner),
-            ).fetchall()
+        rows = self._database.rows(
+            """
+            SELECT c.*, snippet(message_words, 0, ?, ?, '…', 12) AS place FROM message_words
+            JOIN message m ON m.id = message_words.rowid JOIN conversation c ON c.number = m.conversation
+            WHERE message_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC, m.id LIMIT 2000
+            """,
+            (*_MARK, pattern, owner),
+        )
+        titles = self._database.rows(
+            """
+            SELECT c.*, '' AS place FROM title_words JOIN conversation c ON c.number = title_words.rowid
+            WHERE title_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC LIMIT 200
+            """,
+            (pattern, owner),
+        )
         matches: dict[str, Match] = {}
         for row in [*rows, *titles]:
             matches.setdefault(row["id"], Match(_conversation(row), _split_snippet(row["place"])))
@@ -214,7 +212,7 @@ class Conversations:
         Raises:
             SourceError: the person has no such conversation.
         """
-        with self._database.transaction() as connection:
+        with self._database.snapshot() as connection:
             row = connection.execute(
                 "SELECT * FROM conversation WHERE id = ? AND owner = ?", (name, owner)
             ).fetchone()
