@@ -353,7 +353,7 @@ def _short_title(text: str) -> str:
     return line if len(line) <= _TITLE else f"{line[: _TITLE - 1].rstrip()}…"
 
 
-def _conversation(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> Conversation:
+def _conversation(row: sqlite3.Row, messages: Sequence[Message] = ()) -> Conversation:
     return Conversation(
         id=row["id"],
         title=row["title"],
