@@ -60,7 +60,7 @@ def review_client(data: Path) -> Iterator[TestClient]:
 def close_store(app: Starlette) -> None:
     """Close the database, which a server keeps open until its process ends."""
     if hasattr(app.state, "review"):
-        app.state.review.close_database()
+        app.state.review.close()
 
 
 def add_review(

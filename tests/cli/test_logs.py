@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from command import Command, CommandResult
-from meditron.serve.audit import AuditLog, verify_audit
+from meditron.serve.audit import AuditLog, last_events, verify_audit
 from meditron.serve.request_log import RequestLog
+from meditron.serve.state import ChatCall, Exchange
 from serve.exchanges import exchange, prompted
 
 
@@ -49,6 +50,8 @@ def test_list_and_search(logs: Command) -> None:
     assert ids(logs("list", "--status", "error", "--prompt", "triage", "--json")) == ["queue-2"]
     assert ids(logs("search", "aspirin", "--tag", "ward", "--json")) == ["aspirin-1"]
     assert "queue-2" in logs("search", "queue full").out
+    assert ids(logs("search", "queue", "--search", "full", "--json")) == ["queue-2"]
+    assert ids(logs("search", "queue", "--search", "aspirin", "--json")) == []
     table = logs("list")
     assert "the queue is full" in table.out
     assert logs("search", "nothing").code == 0
@@ -91,6 +94,30 @@ def test_export_is_complete_and_audited(logs: Command, data: Path, tmp_path: Pat
         ("export", "eva", 3), ("export", "local", 1)
     ]  # fmt: skip
     assert verify_audit(data).ok
+
+
+def test_an_export_whose_reader_ends_is_audited(
+    logs: Command, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(text: str) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout.write", broken)
+    logs("export")
+    monkeypatch.undo()
+    [event] = last_events(data, 5)
+    assert (event["event"], event["rows"]) == ("export", 3)
+
+
+def test_a_replay_is_recorded_and_audited(logs: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(call: ChatCall) -> Exchange:
+        return exchange(id=call.id, endpoint="replay", metadata=call.metadata, answers=("Yes.",))
+
+    monkeypatch.setattr("meditron.serve.replays.answer_replay", answer)
+    replayed = fields(logs("replay", "aspirin-1", "--model", "m", "--json"))
+    assert fields(logs("show", "aspirin-1", "--json"))["meditron.replays"] == [replayed["id"]]
+    [event] = last_events(data, 5)
+    assert (event["event"], event["endpoint"], event["request"]) == ("request", "replay", replayed["id"])
 
 
 def test_the_audit_log_is_verified(logs: Command, data: Path) -> None:

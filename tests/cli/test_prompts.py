@@ -102,15 +102,17 @@ def test_without_a_role_the_command_is_refused(prompts: Command, folder: Path, t
         assert problem in refused.err
 
 
-def test_moves_in_the_folder_of_a_server_are_audited(prompts: Command, folder: Path) -> None:
+def test_changes_in_the_folder_of_a_server_are_audited(prompts: Command, folder: Path) -> None:
     prompts("add", "triage", "--system", "x")
     prompts("label", "triage", "production", "latest")
     assert not (folder.parent / "audit.jsonl").exists()
     AuditLog(folder.parent).record("start")
     prompts("edit", "triage", "--system", "y")
     prompts("label", "triage", "production", "latest", "--as", "lara")
-    [_, event] = last_events(folder.parent, 5)
-    assert (event["event"], event["person"], event["prompt"]) == ("label", "lara", "triage")
+    [_, edited, moved] = last_events(folder.parent, 5)
+    assert (edited["event"], edited["person"], edited["prompt"]) == ("prompt", "local", "triage")
+    assert edited["version"] == PromptStore(folder).find("triage").version == moved["version"]
+    assert (moved["event"], moved["person"], moved["prompt"]) == ("label", "lara", "triage")
 
 
 def test_the_editor_writes_a_version(prompts: Command, monkeypatch: pytest.MonkeyPatch) -> None:

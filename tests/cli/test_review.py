@@ -9,6 +9,8 @@ import pytest
 from command import Command
 from meditron.cli.app import app
 from meditron.cli.review import REVIEW_COMMANDS
+from meditron.serve.audit import AuditLog, last_events
+from meditron.serve.review.store import ReviewStore
 from review_server import Rater, review_client, write_questions
 
 
@@ -47,6 +49,7 @@ def test_a_review_from_creation_to_export(meditron: Command, created: Path, tmp_
         refused = meditron("review", command, "pilot", *words, "--data", created)
         assert refused.code == 2
         assert "is not closed" in refused.err
+    AuditLog(created).record("start")
     assert meditron("review", "close", "pilot", "--data", created).code == 0
     shown = meditron("review", "results", "pilot", "--data", created)
     assert shown.out.startswith("Raters prefer zebra to quokka")
@@ -60,6 +63,9 @@ def test_a_review_from_creation_to_export(meditron: Command, created: Path, tmp_
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 12 * 2 * 2
     assert {row["rater"] for row in rows} == {"rater-1", "rater-2"}
+    _, closed, exported = last_events(created, 5)
+    assert (closed["event"], closed["name"]) == ("close", "pilot")
+    assert (exported["event"], exported["rows"], exported["format"]) == ("export", 48, "csv")
     lines = tmp_path / "out.jsonl"
     meditron("review", "export", "pilot", "--out", lines, "--data", created)
     assert json.loads(lines.read_text(encoding="utf-8").splitlines()[0])["answer"]
@@ -71,12 +77,21 @@ def test_wrong_use_is_explained(meditron: Command, tmp_path: Path) -> None:
         (["create", "a/b", "--answers", "a.jsonl", "--answers", "b.jsonl"], "letters, digits"),
         (["create", "pilot", "--answers", "x=a.jsonl", "--answers", "x=b.jsonl"], "two models are called x"),
         (["create", "pilot", "--answers", "a.jsonl", "--answers", "b.jsonl"], "a.jsonl"),
+        (["create", "pilot", "--answers", "tie=a.jsonl", "--answers", "b.jsonl"], "cannot be called tie"),
         (["status", "none"], "there is no review 'none'"),
         (["export", "none", "--out", "x.txt"], "must end in .jsonl or .csv"),
     ):
         result = meditron("review", *words, "--data", tmp_path)
         assert result.code == 2, result.err
         assert problem in result.err
+
+
+def test_no_credential_of_a_model_is_stored(meditron: Command, tmp_path: Path) -> None:
+    words = ("--model", "a=api:http://user:s3cret@127.0.0.1:9/v1?key=s3cret", "--model", "b=b.gguf")
+    assert meditron("review", "create", "pilot", *words, "--data", tmp_path).code != 0
+    with ReviewStore(tmp_path) as store:
+        assert store.get("pilot").settings["models"] == {"a": "api:http://127.0.0.1:9/v1", "b": "b.gguf"}
+    assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", REVIEW_COMMANDS)

@@ -114,6 +114,17 @@ def test_a_torn_last_line_is_repaired_and_recorded(log: AuditLog, cut: int) -> N
     assert verify_audit(log.path.parent).lines == 6
 
 
+def test_a_torn_line_is_recorded_before_the_file_is_rotated(log: AuditLog) -> None:
+    log.path.write_bytes(b"".join(lines(log))[:-30])
+    log = AuditLog(log.path.parent, max_bytes=1)
+    log.record("login")
+    log.record("login")
+    events = [json.loads(line) for path in sorted(log.path.parent.glob("audit*.jsonl"))
+              for line in path.read_bytes().splitlines()]  # fmt: skip
+    assert [each["event"] for each in events] == ["request"] * 4 + ["repaired", "login", "login"]
+    assert verify_audit(log.path.parent).ok
+
+
 def test_a_damaged_last_line_is_never_built_upon(log: AuditLog) -> None:
     log.path.write_bytes(b"".join(lines(log)) + b"x\n")
     with pytest.raises(InputError, match="last line is damaged"):

@@ -54,6 +54,16 @@ def test_a_question_and_a_pending_answer_are_stored_before_the_answer_ends(store
     assert rows == [("first", "done"), ("", "pending")]
 
 
+def test_conversations_are_read_while_another_process_writes(store):
+    name = store.create("ann", "pressure", {})
+    other = Conversations(store._database.path)
+    with other._database.transaction():
+        assert [match.conversation.id for match in store.newest("ann")] == [name]
+        assert [match.conversation.id for match in store.search("ann", "pressure")] == [name]
+        assert store.get("ann", name).id == name
+    other.close()
+
+
 def test_editing_adds_a_sibling_and_the_old_path_can_be_selected(store):
     name = store.create("ann", "t", {})
     first, first_answer = exchange(store, "ann", name, None, "one", "ONE")

@@ -183,7 +183,7 @@ def test_stored_texts_are_shown_as_text(site: Site) -> None:
         assert page.headers["content-type"].startswith(("text/html", "application/json"))
         if "html" in page.headers["content-type"]:
             assert HOSTILE in assert_harmless(page.text)
-    chart = site.get("/logs/charts/requests.svg", start="1", end=str(time.time()), model=HOSTILE)
+    chart = site.get("/logs/charts/requests.svg", since="1970-01-01", model=HOSTILE)
     assert b"<script" not in chart.content
 
 
@@ -201,10 +201,21 @@ def test_only_administrators_read_the_log_and_others_score_their_own_requests(si
         assert site.get(path).status_code == 403, path
     assert site.post("/api/logs/mine/replay", model="tiny").status_code == 403
     assert site.post("/api/logs/mine/scores", name="thumbs", value=1).status_code == 200
+    report(site, exchange(id="theirs-2", person="bob"))
     for other in ("theirs", "their", "min", "nothing"):
-        assert site.post(f"/api/logs/{other}/scores", name="thumbs", value=1).status_code == 404
+        refused = site.post(f"/api/logs/{other}/scores", name="thumbs", value=1)
+        assert refused.status_code == 404
+        assert refused.json()["error"]["message"] == f"no request '{other}' in the log"
     site.person = Person("eva", frozenset({"review"}))
     assert site.post("/api/logs/mine/scores", name="thumbs", value=1).status_code == 403
+
+
+def test_the_longest_time_is_since_1970(site: Site) -> None:
+    report(site, exchange(started=1000.0))
+    page = site.get("/logs", since="999999d")
+    assert "1 requests" in assert_harmless(page.text)
+    chart = page.text.split('<img src="')[1].partition('"')[0].replace("&amp;", "&")
+    assert site.client.get(chart).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -217,8 +228,8 @@ def test_only_administrators_read_the_log_and_others_score_their_own_requests(si
         ("/logs", {"since": "99999999999999h"}, 400),
         ("/api/logs", {"limit": "5000"}, 400),
         ("/logs/charts/other.svg", {}, 404),
-        ("/logs/charts/requests.svg", {"start": "nan", "end": "inf"}, 400),
-        ("/logs/charts/requests.svg", {"start": "2", "end": "1"}, 400),
+        ("/logs/charts/requests.svg", {"since": "nan"}, 400),
+        ("/logs/charts/requests.svg", {"since": "1h", "until": "2h"}, 400),
         ("/logs/nothing", {}, 404),
         ("/api/logs/nothing", {}, 404),
     ],

@@ -15,7 +15,7 @@ from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.serve import background
 from meditron.serve.log_export import csv_lines, jsonl_lines
 from meditron.serve.log_rows import LogFilter, LogRow, count_rows, find_row, read_rows, replays_of
-from meditron.serve.request_log import RequestLog, open_log_file
+from meditron.serve.request_log import RequestLog, delete_before, open_log_file, row_of
 from meditron.serve.state import Exchange
 from serve.exchanges import VERSION, exchange, prompted
 
@@ -98,6 +98,19 @@ def test_retention_deletes_rows_and_leaves_nothing_of_them(tmp_path: Path, kept:
         assert connection.execute("SELECT count(*) FROM search").fetchone()[0] == kept + 1
 
 
+def test_rows_that_a_killed_process_deleted_are_in_no_file_after_the_next_start(tmp_path: Path) -> None:
+    write(tmp_path, exchange(started=time.time() - 91 * DAY, answers=(SECRET,)), exchange())
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    with open_log_file(tmp_path) as database:
+        assert delete_before(database, time.time() - 90 * DAY) == 1
+        for file in tmp_path.glob("log.db*"):  # as a kill before `compact` would leave the files
+            (killed / file.name).write_bytes(file.read_bytes())
+    assert contains(killed, "Xylophonitis")
+    with RequestLog(killed, content=True, retention_days=90):
+        assert not contains(killed, "Xylophonitis")
+
+
 def test_old_rows_are_deleted_while_the_server_runs(tmp_path: Path) -> None:
     gone = threading.Event()
     with RequestLog(
@@ -171,8 +184,8 @@ def test_filters_combine(tmp_path: Path) -> None:
         ({"status": "ok"}, [1]),
         ({"status": "error"}, [3, 2]),
         ({"status": "499"}, [3]),
-        ({"until": 2000.0}, [2]),
-        ({"since": 2000.0, "model": "b"}, []),
+        ({"until": "1970-01-01T00:33:20"}, [2]),
+        ({"since": "1970-01-01T00:33:20", "model": "b"}, []),
     ]:
         assert [row.number for row in found(tmp_path, **wanted)] == expected, wanted
     with pytest.raises(UsageError, match="status 'bad'"):
@@ -330,6 +343,9 @@ def test_export_has_the_names_of_opentelemetry(tmp_path: Path) -> None:
     assert "error.type" not in served
     assert (failed["error.type"], failed["gen_ai.operation.name"]) == ("503", "text_completion")
     assert "gen_ai.output.messages" not in failed
+    wide = prompted(model="＝cmd", person="\n=cmd")
+    assert b'"\'\n=cmd"' in b"".join(csv_lines([row_of(wide, content=True)]))
+    assert "'＝cmd".encode() in b"".join(csv_lines([row_of(wide, content=True)]))
     table = list(csv.DictReader(io.StringIO(b"".join(csv_lines(rows)).decode())))
     assert [row["http.response.status_code"] for row in table] == ["503", "200"]
     assert table[1]["gen_ai.request.model"] == "'=cmd"

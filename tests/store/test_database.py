@@ -125,6 +125,15 @@ def test_a_snapshot_sees_one_state_and_waits_for_no_writer(path: Path) -> None:
             assert reading.execute("SELECT count(*) FROM note").fetchone()[0] == 1
 
 
+def test_rows_are_read_while_another_connection_writes(path: Path) -> None:
+    with Database(path, [CREATE]) as writer, Database(path, [CREATE]) as reader:
+        with writer.transaction() as connection:
+            connection.execute("INSERT INTO note (text) VALUES ('one')")
+            assert reader.rows("SELECT text FROM note") == []
+        [row] = reader.rows("SELECT text FROM note WHERE id = ?", (1,))
+        assert row["text"] == "one"
+
+
 def test_another_process_that_opens_and_closes_the_file_removes_no_rows(path: Path) -> None:
     # Two connections of this process, as the server has them, and a command that reads the log meanwhile.
     reader = (

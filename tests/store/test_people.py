@@ -86,6 +86,7 @@ def test_a_file_of_one_line_is_a_key_with_every_role(path: Path) -> None:
         (table("alice") + table("alice").replace("[alice]", "[carol]"), "(carol): has the key of alice"),
         ("x = " + "[" * 5000 + "\n\n[", "recursion"),
         ("\0\n[", "nvalid"),
+        (f"x = {'1' * 5000}\n[a]", "limit"),
         ("x" * (1 << 20) + "\n", "more than 1,048,576 bytes"),
     ],
 )

@@ -2,10 +2,9 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,10 +22,10 @@ from meditron.cli.options import (
 )
 from meditron.core.console import info, sanitize_terminal
 from meditron.core.errors import MeditronError, SourceError
+from meditron.serve.log_rows import LogFilter
 
 if TYPE_CHECKING:
     from meditron.serve.audit import AuditReport
-    from meditron.serve.log_rows import LogFilter, LogRow
     from meditron.store.database import Database
 
 __all__ = ["LOGS", "open_log"]
@@ -35,47 +34,8 @@ _Id = Annotated[str, Parameter(help="Id of the request, or the first characters 
 _Limit = Annotated[int, Parameter(validator=Number(gte=1), help="Maximum number of rows.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogSelection:
-    """Conditions on the rows of the log that a command reads."""
-
-    model: str = ""
-    """Model, as the request named it."""
-    prompt: str = ""
-    """Stored prompt: NAME or NAME@HASH."""
-    person: str = ""
-    """Who sent the request."""
-    endpoint: str = ""
-    """API path, chat, replay or review."""
-    tag: str = ""
-    """Tag of the request."""
-    status: str = ""
-    """ok, error, or an HTTP status."""
-    since: str = ""
-    """Requests since a time: 2026-11-30, or an age: 24h, 7d."""
-    until: str = ""
-    """Requests before a time."""
-
-    def filter(self, search: str = "") -> "LogFilter":
-        """Return the filter of the log; UsageError for a text that is no time."""
-        from meditron.serve.log_rows import LogFilter, parse_moment
-
-        now = time.time()
-        return LogFilter(
-            search=search,
-            model=self.model,
-            prompt=self.prompt,
-            person=self.person,
-            endpoint=self.endpoint,
-            tag=self.tag,
-            status=self.status,
-            since=parse_moment(self.since, now) if self.since else None,
-            until=parse_moment(self.until, now) if self.until else None,
-        )
-
-
-_Selection = Annotated[LogSelection, Parameter(name="*", group="Rows", show_default=True)]
-_ALL = LogSelection()
+_Rows = Annotated[LogFilter, Parameter(name="*", group="Rows", show_default=True)]
+_ALL = LogFilter()
 
 
 @contextmanager
@@ -92,7 +52,7 @@ def open_log(data: Path | None) -> "Iterator[tuple[Database, Path]]":
 
 
 def list_requests(
-    *, selection: _Selection = _ALL, limit: _Limit = 20, data: DataFolder = None, as_json: Json = False
+    *, rows: _Rows = _ALL, limit: _Limit = 20, data: DataFolder = None, as_json: Json = False
 ) -> None:
     """List requests, newest first.
 
@@ -100,20 +60,17 @@ def list_requests(
 
         meditron logs list --status error --since 24h
     """
-    _print_rows(selection.filter(), limit, data, as_json=as_json)
+    _print_rows(rows, limit, data, as_json=as_json)
 
 
 def search_requests(
     words: Annotated[
         str,
-        Parameter(
-            help="Words that all occur in the stored texts, model, prompt, tags, metadata or error; "
-            '"…" for a phrase, * for the beginning of a word.'
-        ),
+        Parameter(help="Words in the stored texts, model, prompt, tags, metadata or error, as of --search."),
     ],
     /,
     *,
-    selection: _Selection = _ALL,
+    rows: _Rows = _ALL,
     limit: _Limit = 20,
     data: DataFolder = None,
     as_json: Json = False,
@@ -124,7 +81,7 @@ def search_requests(
 
         meditron logs search "sepsis lactate" --model Q4_K_M
     """
-    _print_rows(selection.filter(words), limit, data, as_json=as_json)
+    _print_rows(replace(rows, search=f"{words} {rows.search}"), limit, data, as_json=as_json)
 
 
 def show_request(request: _Id, /, *, data: DataFolder = None, as_json: Json = False) -> None:
@@ -160,11 +117,10 @@ def show_request(request: _Id, /, *, data: DataFolder = None, as_json: Json = Fa
 
 def export_requests(
     *,
-    selection: _Selection = _ALL,
+    rows: _Rows = _ALL,
     format_: Annotated[
         Literal["jsonl", "csv"], Parameter(name="--format", help="JSON lines, or a CSV table.")
     ] = "jsonl",
-    search: Annotated[str, Parameter(help="Words, as of search.")] = "",
     out: Annotated[Path | None, Parameter(help="File to write; by default stdout.")] = None,
     data: DataFolder = None,
     person: ActingAs = None,
@@ -180,24 +136,26 @@ def export_requests(
     """
     from meditron.serve.audit import AuditLog
     from meditron.serve.log_export import csv_lines, jsonl_lines
-    from meditron.serve.log_rows import read_rows
+    from meditron.serve.log_rows import count_rows, read_rows
     from meditron.store.files import atomic_write
 
-    acting, count = acting_person(person, None), _Counter()
+    acting = acting_person(person, None)
     with open_log(data) as (database, folder):
-        rows = count.of(read_rows(database, selection.filter(search)))
-        lines = csv_lines(rows) if format_ == "csv" else jsonl_lines(rows)
+        count = count_rows(database, rows)
+        # Before the first row is written: a reader of stdout may close it after that row.
+        AuditLog(folder).record("export", person=acting.name, rows=count, format=format_)
+        found = read_rows(database, rows)
+        lines = csv_lines(found) if format_ == "csv" else jsonl_lines(found)
         if out is None:
             for line in lines:
                 sys.stdout.write(line.decode())
         else:
             with atomic_write(out) as file:
                 file.writelines(lines)
-        AuditLog(folder).record("export", person=acting.name, rows=count.number, format=format_)
     if as_json and out is not None:
-        print_json({"rows": count.number, "path": str(out)})
+        print_json({"rows": count, "path": str(out)})
     else:
-        info(f"{count.number:,} requests{f': {out}' if out else ''}")
+        info(f"{count:,} requests{f': {out}' if out else ''}")
 
 
 def score_request(
@@ -260,24 +218,25 @@ def replay_request(
 
         meditron logs replay gen-5f0c --model runs/quickstart/quantize:Q4_K_M --prompt triage@latest
     """
+    from meditron.serve.audit import AuditLog, request_event
     from meditron.serve.log_rows import find_row
     from meditron.serve.replays import answer_replay, replay_call
-    from meditron.serve.request_log import RequestLog
+    from meditron.serve.request_log import add_exchanges
     from meditron.store.prompts import PromptStore
 
     with open_log(data) as (database, folder):
         row = find_row(database, request)
-    call = replay_call(
-        row,
-        PromptStore(folder / "prompts" if prompts is None else prompts),
-        model=model,
-        person=acting_person(person, None).name,
-        prompt=prompt,
-        variables=parse_pairs("--variable", variable),
-    )
-    exchange = answer_replay(call)
-    with RequestLog(folder, content=True, retention_days=None) as log:
-        log(exchange)
+        call = replay_call(
+            row,
+            PromptStore(folder / "prompts" if prompts is None else prompts),
+            model=model,
+            person=acting_person(person, None).name,
+            prompt=prompt,
+            variables=parse_pairs("--variable", variable),
+        )
+        exchange = answer_replay(call)
+        add_exchanges(database, [exchange], content=True)
+        AuditLog(folder).record("request", **request_event(exchange))
     original, answer = "\n\n".join(row.answers or ()), "\n\n".join(exchange.answers)
     used = f"{call.prompt.name}@{call.prompt.version}" if call.prompt else None
     if as_json:
@@ -338,22 +297,11 @@ LOGS: Mapping[str, Callable[..., int | None]] = {
 """Name of a command → its function."""
 
 
-class _Counter:
-    """Number of the rows that passed through."""
-
-    number = 0
-
-    def of(self, rows: "Iterator[LogRow]") -> "Iterator[LogRow]":
-        for row in rows:
-            self.number += 1
-            yield row
-
-
 def _print(text: str) -> None:
     sys.stdout.write(sanitize_terminal(text) + "\n")
 
 
-def _print_rows(rows: "LogFilter", limit: int, data: Path | None, *, as_json: bool) -> None:
+def _print_rows(rows: LogFilter, limit: int, data: Path | None, *, as_json: bool) -> None:
     from meditron.report.terminal import print_table
     from meditron.serve.log_export import attributes_of, utc_time
     from meditron.serve.log_rows import count_rows, read_rows

@@ -5,7 +5,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,24 +24,19 @@ from meditron.core.console import info, sanitize_terminal
 from meditron.core.errors import MeditronError, UsageError
 
 if TYPE_CHECKING:
+    from meditron.serve.audit import EventFields
+    from meditron.store.people import Person
     from meditron.store.prompt_text import PromptText
     from meditron.store.prompts import LabelMove, PromptStore, StoredPrompt
 
 __all__ = ["PROMPTS", "open_prompts"]
 
 _PEOPLE = Group("People", sort_key=1)
-_As = Annotated[ActingAs, Parameter(group=_PEOPLE)]
-_People = Annotated[PeopleFile, Parameter(group=_PEOPLE)]
 _Reference = Annotated[
     str,
     Parameter(help="NAME, NAME@LABEL or NAME@HASH. A name alone stands for production, or else for latest."),
 ]
 _Name = Annotated[str, Parameter(help="Name of the prompt.")]
-_System = Annotated[str | None, Parameter(help="System text.")]
-_File = Annotated[
-    Path | None, Parameter(name="--file", help="File of a prompt (.toml), as export writes it.")
-]
-_Description = Annotated[str, Parameter(help="What the version is for, or what it changes.")]
 _Reason = Annotated[str, Parameter(help="Why the label moves; recorded in its history.")]
 
 
@@ -52,30 +48,105 @@ def open_prompts(folder: Path | None) -> "PromptStore":
     return PromptStore(data_folder() / "prompts" if folder is None else folder)
 
 
-def list_prompts(*, prompts: PromptsFolder = None, as_json: Json = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Options of all commands."""
+
+    prompts: PromptsFolder = None
+    as_json: Json = False
+
+    @property
+    def store(self) -> "PromptStore":
+        """The stored prompts."""
+        return open_prompts(self.prompts)
+
+    def print(self, fields: dict[str, Any], text: str) -> None:
+        """Print fields as JSON with --json, else a text."""
+        if self.as_json:
+            print_json(fields)
+        else:
+            sys.stdout.write(sanitize_terminal(text.rstrip("\n")) + "\n")
+
+    def print_table(
+        self, fields: dict[str, Any], headers: Sequence[str], rows: Sequence[Sequence[object]]
+    ) -> None:
+        """Print fields as JSON with --json, else a table."""
+        from meditron.report.terminal import print_table
+
+        if self.as_json:
+            print_json(fields)
+        else:
+            print_table(headers, rows, answer=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeOptions(PromptOptions):
+    """Options of the commands that change prompts."""
+
+    person: Annotated[ActingAs, Parameter(group=_PEOPLE)] = None
+    people: Annotated[PeopleFile, Parameter(group=_PEOPLE)] = None
+
+    def acting_person(self) -> "Person":
+        """Return who changes the prompts; errors are those of `acting_person`."""
+        return acting_person(self.person, self.people)
+
+    def audit(self, event: str, fields: "EventFields") -> None:
+        """Record a change in the audit log of the folder of data."""
+        from meditron.serve.audit import audit_command
+
+        audit_command(self.store.folder.parent, event, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(ChangeOptions):
+    """Options of the commands that write a version."""
+
+    system: Annotated[str | None, Parameter(help="System text.")] = None
+    file: Annotated[
+        Path | None, Parameter(name="--file", help="File of a prompt (.toml), as export writes it.")
+    ] = None
+    description: Annotated[str, Parameter(help="What the version is for, or what it changes.")] = ""
+
+    def text(self, base: "PromptText | None") -> "PromptText | None":
+        """Return the text that the options describe, in which `base` gives the rest; None if there is none.
+
+        Raises:
+            UsageError: both options are given, or the text is no prompt.
+            SourceError, InputError: as of `read_version`.
+        """
+        from meditron.store.prompt_text import PromptText, read_version
+
+        if self.system is not None and self.file is not None:
+            raise UsageError("--system and --file exclude each other")
+        if self.file is not None:
+            return read_version(self.file).text
+        if self.system is None:
+            return base
+        return PromptText.checked({"system": self.system, "messages": base.messages if base else ()})
+
+    def write(self, name: str, text: "PromptText", person: "Person", parent: str | None) -> None:
+        """Store a version and print its id; errors are those of `PromptStore.add`."""
+        added = self.store.add(name, text, person, description=self.description, parent=parent)
+        self.audit("prompt", {"person": person.name, "prompt": name, "version": added.version})
+        self.print(added.as_json(), added.id)
+
+
+_Options = Annotated[PromptOptions, Parameter(name="*")]
+_ChangeOptions = Annotated[ChangeOptions, Parameter(name="*")]
+_TextOptions = Annotated[TextOptions, Parameter(name="*")]
+_NONE, _NO_CHANGE, _NO_TEXT = PromptOptions(), ChangeOptions(), TextOptions()
+
+
+def list_prompts(*, options: _Options = _NONE) -> None:
     """List all prompts with their labels.
 
     For example:
 
         meditron prompts list
     """
-    from meditron.report.terminal import print_table
     from meditron.store.prompt_text import short_version
 
-    store = open_prompts(prompts)
-    entries: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "labels": store.labels(name),
-            "versions": len(store.versions(name)),
-            "packaged": store.is_packaged(name),
-            "description": store.find(name).text.description,
-        }
-        for name in store.names()
-    ]
-    if as_json:
-        print_json({"prompts": entries})
-        return
+    entries = options.store.summaries()
     rows = [
         [
             entry["name"],
@@ -85,21 +156,20 @@ def list_prompts(*, prompts: PromptsFolder = None, as_json: Json = False) -> Non
         ]
         for entry in entries
     ]
-    print_table(["Prompt", "Labels", "Versions", "Description"], rows, answer=True)
+    options.print_table({"prompts": entries}, ["Prompt", "Labels", "Versions", "Description"], rows)
 
 
-def show_prompt(prompt: _Reference, /, *, prompts: PromptsFolder = None, as_json: Json = False) -> None:
+def show_prompt(prompt: _Reference, /, *, options: _Options = _NONE) -> None:
     """Show the text of a prompt.
 
     For example:
 
         meditron prompts show one-shot-medical
     """
-    found = open_prompts(prompts).find(prompt)
-    if as_json:
-        print_json(_prompt_fields(found))
+    found = options.store.find(prompt)
+    options.print(found.as_json(), found.text.as_text())
+    if options.as_json:
         return
-    _print(found.text.as_text())
     label = f" ({found.label})" if found.label else ""
     written = f", written by {found.text.author}, {found.text.time}" if found.text.author else ""
     info(f"{found.id}{label}{written}")
@@ -111,16 +181,10 @@ def add_prompt(
     name: _Name,
     /,
     *,
-    system: _System = None,
-    file: _File = None,
     source: Annotated[
         str | None, Parameter(name="--from", help="Stored prompt to copy: NAME, NAME@LABEL or NAME@HASH.")
     ] = None,
-    description: _Description = "",
-    prompts: PromptsFolder = None,
-    person: _As = None,
-    people: _People = None,
-    as_json: Json = False,
+    options: _TextOptions = _NO_TEXT,
 ) -> None:
     """Add a prompt. {{NAME}} in its text is a variable, whose value each use gives.
 
@@ -128,29 +192,21 @@ def add_prompt(
 
         meditron prompts add triage --system "You advise {{audience}} on how urgent a complaint is."
     """
-    store = open_prompts(prompts)
+    store = options.store
     if name in store.names():
         raise UsageError(f"there is a prompt '{name}'", hint=f"meditron prompts edit {name}")
     origin = store.find(source) if source else None
-    text = _given_text(origin.text.text if origin else None, system, file)
+    text = options.text(origin.text.text if origin else None)
     if text is None:
         raise UsageError("a prompt needs a text", hint="--system TEXT, --file FILE or --from PROMPT")
-    parent = origin.version if origin else None
-    added = store.add(name, text, acting_person(person, people), description=description, parent=parent)
-    _print_added(added, as_json=as_json)
+    options.write(name, text, options.acting_person(), origin.version if origin else None)
 
 
 def edit_prompt(
     prompt: _Reference,
     /,
     *,
-    system: _System = None,
-    file: _File = None,
-    description: _Description = "",
-    prompts: PromptsFolder = None,
-    person: _As = None,
-    people: _People = None,
-    as_json: Json = False,
+    options: _TextOptions = _NO_TEXT,
 ) -> None:
     """Write a new version of a prompt; the old one stays, and no label except latest moves.
 
@@ -161,15 +217,12 @@ def edit_prompt(
 
         meditron prompts edit triage --system "You advise {{audience}}. Ask before you answer."
     """
-    store = open_prompts(prompts)
-    origin = store.find(prompt)
-    acting = acting_person(person, people)
+    origin, acting = options.store.find(prompt), options.acting_person()
     acting.require("edit")  # before the editor opens
-    text = _given_text(origin.text.text, system, file) if system or file else _edited_text(origin)
-    if text is None or text.version == origin.version:
+    text = options.text(None if options.system is None else origin.text.text) or _edited_text(origin)
+    if text.version == origin.version:
         raise UsageError(f"the text is that of {origin.id}; nothing was written")
-    added = store.add(origin.name, text, acting, description=description, parent=origin.version)
-    _print_added(added, as_json=as_json)
+    options.write(origin.name, text, acting, origin.version)
 
 
 def diff_prompts(
@@ -179,8 +232,7 @@ def diff_prompts(
     ] = None,
     /,
     *,
-    prompts: PromptsFolder = None,
-    as_json: Json = False,
+    options: _Options = _NONE,
 ) -> None:
     """Show the difference of two versions.
 
@@ -190,7 +242,7 @@ def diff_prompts(
     """
     from meditron.store.prompt_text import difference
 
-    store = open_prompts(prompts)
+    store = options.store
     first = store.find(old)
     if new is None:
         if first.text.parent is None:
@@ -199,10 +251,8 @@ def diff_prompts(
     else:
         second = store.find(new)
     lines = difference(first.text, second.text)
-    if as_json:
-        print_json({"old": first.id, "new": second.id, "lines": lines})
-    else:
-        _print("\n".join(lines) or "the texts are equal")
+    fields = {"old": first.id, "new": second.id, "lines": lines}
+    options.print(fields, "\n".join(lines) or "the texts are equal")
 
 
 def label_prompt(
@@ -212,10 +262,7 @@ def label_prompt(
     /,
     *,
     reason: _Reason = "",
-    prompts: PromptsFolder = None,
-    person: _As = None,
-    people: _People = None,
-    as_json: Json = False,
+    options: _ChangeOptions = _NO_CHANGE,
 ) -> None:
     """Give a label to a version. The history of labels keeps every move.
 
@@ -223,9 +270,8 @@ def label_prompt(
 
         meditron prompts label triage production latest --reason "better on the triage questions"
     """
-    store = open_prompts(prompts)
-    move = store.label(name, label, version, acting_person(person, people), reason)
-    _print_move(name, move, store, as_json=as_json)
+    move = options.store.label(name, label, version, options.acting_person(), reason)
+    _print_move(name, move, options)
 
 
 def rollback_prompt(
@@ -234,10 +280,7 @@ def rollback_prompt(
     /,
     *,
     reason: _Reason = "",
-    prompts: PromptsFolder = None,
-    person: _As = None,
-    people: _People = None,
-    as_json: Json = False,
+    options: _ChangeOptions = _NO_CHANGE,
 ) -> None:
     """Give a label back to the version that had it before.
 
@@ -245,25 +288,20 @@ def rollback_prompt(
 
         meditron prompts rollback triage production --reason "too many emergencies"
     """
-    store = open_prompts(prompts)
-    move = store.rollback(name, label, acting_person(person, people), reason)
-    _print_move(name, move, store, as_json=as_json)
+    move = options.store.rollback(name, label, options.acting_person(), reason)
+    _print_move(name, move, options)
 
 
-def show_history(name: _Name, /, *, prompts: PromptsFolder = None, as_json: Json = False) -> None:
+def show_history(name: _Name, /, *, options: _Options = _NONE) -> None:
     """List every move of a prompt's labels.
 
     For example:
 
         meditron prompts history triage
     """
-    from meditron.report.terminal import print_table
     from meditron.store.prompt_text import short_version
 
-    moves = open_prompts(prompts).history(name)
-    if as_json:
-        print_json({"name": name, "moves": [move.model_dump(mode="json") for move in moves]})
-        return
+    moves = options.store.history(name)
     rows = [
         [
             move.time[:19],
@@ -275,7 +313,8 @@ def show_history(name: _Name, /, *, prompts: PromptsFolder = None, as_json: Json
         ]
         for move in moves
     ]
-    print_table(["Time (UTC)", "Person", "Label", "Version", "Before", "Reason"], rows, answer=True)
+    fields = {"name": name, "moves": [move.model_dump(mode="json") for move in moves]}
+    options.print_table(fields, ["Time (UTC)", "Person", "Label", "Version", "Before", "Reason"], rows)
 
 
 def score_prompt(
@@ -286,10 +325,7 @@ def score_prompt(
     ] = None,
     /,
     *,
-    prompts: PromptsFolder = None,
-    person: _As = None,
-    people: _People = None,
-    as_json: Json = False,
+    options: _ChangeOptions = _NO_CHANGE,
 ) -> None:
     """List the scores of a prompt's versions, or record one from the output of an evaluation.
 
@@ -297,21 +333,17 @@ def score_prompt(
 
         meditron prompts score triage result.json
     """
-    from meditron.report.terminal import print_table
     from meditron.store.files import read_json
     from meditron.store.prompt_scores import score_of_result
     from meditron.store.prompt_text import short_version
 
-    store = open_prompts(prompts)
+    store = options.store
     found = store.find(prompt)
     if result is not None:
-        acting = acting_person(person, people)
+        acting = options.acting_person()
         score = score_of_result(read_json(result, strict=True), found, acting.name, place=result)
         store.add_score(found.name, score, acting)
     scores = store.scores(found.name)
-    if as_json:
-        print_json({"name": found.name, "scores": [score.model_dump(mode="json") for score in scores]})
-        return
     rows = [
         [
             short_version(score.version),
@@ -328,7 +360,8 @@ def score_prompt(
         for score in scores
     ]
     headers = ["Version", "Task", "Model", "Method", "Questions", "Accuracy", "95 %", "Date"]
-    print_table(headers, rows, answer=True)
+    fields = {"name": found.name, "scores": [score.model_dump(mode="json") for score in scores]}
+    options.print_table(fields, headers, rows)
 
 
 def export_prompt(
@@ -336,8 +369,7 @@ def export_prompt(
     /,
     *,
     out: Annotated[Path | None, Parameter(help="File to write; by default stdout.")] = None,
-    prompts: PromptsFolder = None,
-    as_json: Json = False,
+    options: _Options = _NONE,
 ) -> None:
     """Write a version as a file that add --file reads; with --json all versions, labels and scores.
 
@@ -347,30 +379,25 @@ def export_prompt(
     """
     from meditron.store.files import atomic_write
 
-    store = open_prompts(prompts)
+    store = options.store
     found = store.find(prompt)
     if out is not None:
         with atomic_write(out) as file:
             file.write(found.text.to_toml().encode())
         info(f"{found.id}: {out}")
-    if as_json:
+    if options.as_json or out is None:
         name = found.name
         versions = [
             {"version": each.version, **each.model_dump(mode="json")} for each in store.versions(name)
         ]
-        moves = [move.model_dump(mode="json") for move in store.history(name)]
-        scores = [score.model_dump(mode="json") for score in store.scores(name)]
-        print_json(
-            {
-                "name": name,
-                "labels": store.labels(name),
-                "versions": versions,
-                "moves": moves,
-                "scores": scores,
-            }
-        )
-    elif out is None:
-        _print(found.text.to_toml())
+        fields = {
+            "name": name,
+            "labels": store.labels(name),
+            "versions": versions,
+            "moves": [move.model_dump(mode="json") for move in store.history(name)],
+            "scores": [score.model_dump(mode="json") for score in store.scores(name)],
+        }
+        options.print(fields, found.text.to_toml())
 
 
 PROMPTS: Mapping[str, Callable[..., int | None]] = {
@@ -388,50 +415,12 @@ PROMPTS: Mapping[str, Callable[..., int | None]] = {
 """Name of a command → its function."""
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(sanitize_terminal(text.rstrip("\n")) + "\n")
+def _print_move(name: str, move: "LabelMove", options: ChangeOptions) -> None:
+    from meditron.serve.audit import label_event
 
-
-def _prompt_fields(found: "StoredPrompt") -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "label": found.label,
-        "version": found.version,
-        "variables": list(found.text.variables),
-        **found.text.model_dump(mode="json"),
-    }
-
-
-def _print_added(added: "StoredPrompt", *, as_json: bool) -> None:
-    if as_json:
-        print_json(_prompt_fields(added))
-    else:
-        _print(added.id)
-
-
-def _print_move(name: str, move: "LabelMove", store: "PromptStore", *, as_json: bool) -> None:
-    from meditron.serve.audit import AUDIT_FILE, AuditLog, label_event
-
-    # The folder of a server's data has an audit log, which records every move of a label.
-    if (store.folder.parent / AUDIT_FILE).exists():
-        AuditLog(store.folder.parent).record("label", **label_event(name, move))
-    if as_json:
-        print_json({"name": name, **move.model_dump(mode="json")})
-    else:
-        _print(f"{name}@{move.label}: {move.version}")
-
-
-def _given_text(base: "PromptText | None", system: str | None, file: Path | None) -> "PromptText | None":
-    """Return the text that the flags describe; None if they describe none."""
-    from meditron.store.prompt_text import PromptText, read_version
-
-    if system is not None and file is not None:
-        raise UsageError("--system and --file exclude each other")
-    if file is not None:
-        return read_version(file).text
-    if system is None:
-        return base
-    return PromptText.checked({"system": system, "messages": base.messages if base else ()})
+    options.audit("label", label_event(name, move))
+    fields = {"name": name, **move.model_dump(mode="json")}
+    options.print(fields, f"{name}@{move.label}: {move.version}")
 
 
 def _edited_text(origin: "StoredPrompt") -> "PromptText":

@@ -6,29 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Context, EngineName, Json, print_json
+from meditron.cli.options import Context, DataFolder, EngineName, Json, print_json
 from meditron.core.console import info, sanitize_terminal, warn
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
 from meditron.model.sampling import SamplingConfig
 
 if TYPE_CHECKING:
-    from meditron.serve.review.answers import OpenModel
-    from meditron.serve.review.records import Review, ReviewModel
+    from meditron.serve.review.records import Review, ReviewSetup
     from meditron.serve.review.store import ReviewStore
 
 __all__ = ["REVIEW_COMMANDS"]
 
 _LABELLED = re.compile(r"([\w. -]{1,64})=(?!=)(.+)", re.DOTALL)
 Name = Annotated[str, Parameter(help="Name of the review.")]
-Data = Annotated[
-    Path | None,
-    Parameter(help="Folder of the server's data. [default: $XDG_DATA_HOME/meditron]"),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +59,7 @@ def create(
     ] = ReviewSampling(),
     engine: Annotated[EngineName, Parameter(group="Engine")] = None,
     context: Annotated[Context, Parameter(group="Engine")] = None,
-    data: Data = None,
+    data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create a review: let two or more models answer a set of questions.
@@ -77,46 +72,30 @@ def create(
         meditron review create pilot --model base=base.gguf --model tuned=tuned.gguf
     """
     from meditron.engine import load_generator
-    from meditron.serve.review.answers import count_names
-    from meditron.serve.review.questions import package_questions, read_questions
-    from meditron.serve.review.records import ReviewSetup
-    from meditron.serve.review.rubric import Rubric, package_rubric
+    from meditron.serve.review.answers import generate_answers, import_answers
 
-    rubric, rubric_sha256 = package_rubric()
-    parsed = Rubric.parse(rubric)
-    models = _labelled(model, lambda spec: spec)
-    files = _labelled(answers, lambda path: Path(path).stem)
-    setup = ReviewSetup(
-        name=name,
-        questions=read_questions(questions, parsed) if questions else package_questions(parsed),
-        models=[label for label, _ in (*models, *files)],
-        rubric=rubric,
-        rubric_sha256=rubric_sha256,
-        settings={
-            "system": system,
-            "sampling": asdict(sampling),
-            "models": dict(models),
-            "answers": {label: Path(path).name for label, path in files},
-        },
-    )
+    models, files = _labelled(model, str), _labelled(answers, lambda path: Path(path).stem)
+    setup = _read_setup(name, questions, models, files, {"system": system, "sampling": asdict(sampling)})
     info(DISCLAIMER)
     with _open(data) as store:
         review = store.create(setup)
-        added = _fill(
-            store,
-            review,
-            dict(models),
-            dict(files),
-            system=system,
-            sampling=sampling,
-            open_model=partial(load_generator, backend=engine, context=context),
-        )
-        stored = store.models(review)
-        named = count_names(store.answers(review), stored)
-    _print_created(review, stored, added, named, as_json=as_json)
+        stored = {each.label: each for each in store.models(review)}
+        # Files first: an error in one of them is found within a second.
+        added = sum(import_answers(store, review, stored[label], Path(path)) for label, path in files)
+        for label, spec in models:
+            added += generate_answers(
+                store,
+                review,
+                stored[label],
+                spec,
+                open_model=partial(load_generator, backend=engine, context=context),
+                system=system,
+                sampling=sampling,
+            )
+        _print_created(store, review, added, as_json=as_json)
 
 
-def list_reviews(*, data: Data = None, as_json: Json = False) -> None:
+def list_reviews(*, data: DataFolder = None, as_json: Json = False) -> None:
     """List the reviews, the newest first.
 
     For example:
@@ -148,7 +127,7 @@ def list_reviews(*, data: Data = None, as_json: Json = False) -> None:
         info("There is no review yet; meditron review create NAME makes one.")
 
 
-def status(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
+def status(name: Name, /, *, data: DataFolder = None, as_json: Json = False) -> None:
     """Print the progress of a review by rater. Models stay hidden until the review is closed.
 
     For example:
@@ -171,15 +150,18 @@ def status(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
         )
 
 
-def close(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
+def close(name: Name, /, *, data: DataFolder = None, as_json: Json = False) -> None:
     """End the rating of a review, which shows the models' names. This cannot be undone.
 
     For example:
 
         meditron review close pilot
     """
+    from meditron.serve.audit import audit_command
+
     with _open(data) as store:
-        row = _status(store, store.close(store.get(name), "local"))
+        row = _status(store, store.close_review(store.get(name), "local"))
+        audit_command(store.path.parent, "close", person="local", name=name)
     unfinished = [rater["rater"] for rater in row["raters"] if rater["complete"] < rater["comparisons"]]
     if unfinished:
         warn(f"not all comparisons are complete: {', '.join(unfinished)}")
@@ -189,7 +171,7 @@ def close(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
         info(f"{name} is closed; meditron review results {name} prints the results")
 
 
-def results(name: Name, /, *, data: Data = None, as_json: Json = False) -> None:
+def results(name: Name, /, *, data: DataFolder = None, as_json: Json = False) -> None:
     """Print the results of a closed review: preferences, means, agreement of the raters.
 
     For example:
@@ -220,7 +202,7 @@ def export(
     *,
     out: Annotated[Path, Parameter(help="Written file: .jsonl, with all texts, or .csv.")],
     pseudonyms: Annotated[bool, Parameter(help="Replace the raters' names by rater-1, rater-2, …")] = False,
-    data: Data = None,
+    data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """Write the ratings of a closed review: one row for each rating of an answer by a person.
@@ -229,18 +211,19 @@ def export(
 
         meditron review export pilot --out pilot.csv --pseudonyms
     """
+    from meditron.serve.audit import audit_command
     from meditron.serve.review.export import export_rows, to_csv
     from meditron.store.files import atomic_write
     from meditron.store.jsonl import encode_row
 
-    form = _export_format(out)
+    if out.suffix not in (".csv", ".jsonl"):
+        raise UsageError(f"{out}: the name must end in .jsonl or .csv")
     with _open(data) as store:
         rows = export_rows(store, store.get(name), pseudonyms=pseudonyms)
+        form = out.suffix.removeprefix(".")
+        audit_command(store.path.parent, "export", person="local", name=name, rows=len(rows), format=form)
     with atomic_write(out) as file:
-        if form == "csv":
-            file.write(to_csv(rows).encode())
-        else:
-            file.writelines(map(encode_row, rows))
+        file.write(to_csv(rows) if out.suffix == ".csv" else b"".join(map(encode_row, rows)))
     if as_json:
         print_json({"file": str(out), "rows": len(rows)})
     else:
@@ -263,46 +246,49 @@ def _labelled(texts: Sequence[str], label: Callable[[str], str]) -> list[tuple[s
     return pairs
 
 
-def _fill(
-    store: "ReviewStore",
-    review: "Review",
-    models: Mapping[str, str],
-    files: Mapping[str, str],
-    *,
-    system: str | None,
-    sampling: SamplingConfig,
-    open_model: "OpenModel",
-) -> int:
-    """Import and generate the missing answers; return their number."""
-    from meditron.serve.review.answers import generate_answers, import_answers
+def _read_setup(
+    name: str,
+    questions: Path | None,
+    models: Sequence[tuple[str, str]],
+    files: Sequence[tuple[str, str]],
+    settings: Mapping[str, Any],
+) -> "ReviewSetup":
+    from meditron.serve.review.answers import public_spec
+    from meditron.serve.review.questions import package_questions, read_questions
+    from meditron.serve.review.records import ReviewSetup
+    from meditron.serve.review.rubric import Rubric, package_rubric
 
-    stored = {model.label: model for model in store.models(review)}
-    # Files first: an error in one of them is found within a second.
-    added = sum(import_answers(store, review, stored[label], Path(path)) for label, path in files.items())
-    for label, spec in models.items():
-        added += generate_answers(
-            store, review, stored[label], spec, open_model=open_model, system=system, sampling=sampling
-        )
-    return added
+    rubric, rubric_sha256 = package_rubric()
+    parsed = Rubric.parse(rubric)
+    return ReviewSetup(
+        name=name,
+        questions=read_questions(questions, parsed) if questions else package_questions(parsed),
+        models=[label for label, _ in (*models, *files)],
+        rubric=rubric,
+        rubric_sha256=rubric_sha256,
+        settings={
+            **settings,
+            "models": {label: public_spec(spec) for label, spec in models},
+            "answers": {label: Path(path).name for label, path in files},
+        },
+    )
 
 
 def _status(store: "ReviewStore", review: "Review") -> dict[str, Any]:
-    raters = []
-    for rater in store.raters(review):
-        complete, comparisons = store.progress(review, rater)
-        raters.append({"rater": rater, "complete": complete, "comparisons": comparisons})
     return {
         "review": review.name,
         "state": review.state,
         "questions": review.questions,
         "missing": review.missing,
-        "raters": raters,
+        "raters": list(store.progress(review).values()),
     }
 
 
-def _print_created(
-    review: "Review", models: "Sequence[ReviewModel]", added: int, named: int, *, as_json: bool
-) -> None:
+def _print_created(store: "ReviewStore", review: "Review", added: int, *, as_json: bool) -> None:
+    from meditron.serve.review.answers import count_names
+
+    models = store.models(review)
+    named = count_names(store.answers(review), models)
     if named:
         warn(
             f"{named} answers contain the name of a model or speak of themselves as one; they are shown as "
@@ -316,14 +302,6 @@ def _print_created(
         info(f"{review.name}: {added:,} answers added; rate them on the page /review of meditron serve")
     else:
         info(f"Nothing to do: {review.name} has all answers.")
-
-
-def _export_format(out: Path) -> Literal["jsonl", "csv"]:
-    if out.suffix == ".csv":
-        return "csv"
-    if out.suffix == ".jsonl":
-        return "jsonl"
-    raise UsageError(f"{out}: the name must end in .jsonl or .csv")
 
 
 REVIEW_COMMANDS: dict[str, Callable[..., None]] = {

@@ -1,6 +1,6 @@
 """Charts as inline SVG.
 
-Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and
+Colours and fonts are CSS variables of the page (variables.css), with fallbacks, so one chart serves light and
 dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written. The
 pyplot module with its global state is not used.
 """

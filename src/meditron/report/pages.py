@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Filter", "Link", "Page", "QuestionItem", "QuestionOption"]
 
-_COLOURS = 6  # variables `--series-…` in pages.css
+_COLOURS = 6  # variables `--series-…` in static/variables.css
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,9 @@ class Page:
 
     def render(self) -> str:
         """Return the page as HTML."""
-        style = Path(__file__).with_name("pages.css").read_text(encoding="utf-8")
+        folder = Path(__file__).parent
+        files = (folder / "static/variables.css", folder / "pages.css")
+        style = "".join(file.read_text(encoding="utf-8") for file in files)
         return _page_template().render(
             page=self, blocks=self._blocks, style=style, advisory=DISCLAIMER, version=__version__
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone_svg", "to_svg"]
 
 # matplotlib accepts colours but no CSS variables: it draws with placeholder colours that no chart uses
-# otherwise, which are then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette,
+# otherwise, which are then replaced by those of variables.css. The series are Okabe and Ito's palette,
 # which readers with any colour vision can tell apart.
 INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, 7))

@@ -12,13 +12,14 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import InputError, SourceError
+from meditron.serve.state import Exchange
 from meditron.store.file_lock import open_lock_file
 from meditron.store.files import (
     fsync_path,
@@ -29,9 +30,22 @@ from meditron.store.files import (
 )
 from meditron.store.prompts import LabelMove, utc_now
 
-__all__ = ["AUDIT_FILE", "AuditHead", "AuditLog", "AuditReport", "label_event", "last_events", "verify_audit"]
+__all__ = [
+    "AUDIT_FILE",
+    "AuditHead",
+    "AuditLog",
+    "AuditReport",
+    "EventFields",
+    "audit_command",
+    "label_event",
+    "last_events",
+    "request_event",
+    "verify_audit",
+]
 
 AUDIT_FILE = "audit.jsonl"
+EventFields = dict[str, str | float | bool | None]
+"""Name → value of the fields of an event."""
 _ROTATED = re.compile(r"audit\.(\d{12})\.jsonl")
 _START = "0" * 64
 _LINE = re.compile(rb'(\{.*"previous":"([0-9a-f]{64})"),"sha256":"([0-9a-f]{64})"\}', re.DOTALL)
@@ -75,7 +89,7 @@ class AuditLog:
         """Append one event; errors are those of `record_all`."""
         return self.record_all([(event, fields)])
 
-    def record_all(self, events: Sequence[tuple[str, Mapping[str, str | float | bool | None]]]) -> AuditHead:
+    def record_all(self, events: Sequence[tuple[str, EventFields]]) -> AuditHead:
         """Append events, and flush them to the disk.
 
         A last line that a killed process left incomplete is removed first, which is an event of its own.
@@ -122,16 +136,16 @@ class AuditLog:
                 os.close(descriptor)
 
     def _rotate(self) -> None:
-        """Rename the file after the number of its last line."""
+        """Rename the file after the number of its last line, unless a torn line is to be recorded first."""
         with translate_write_errors(self.path), self.path.open("r+b") as file:
-            head, _ = self._end(file.fileno())
+            head, torn = self._end(file.fileno(), repair=False)
+            if torn:
+                return
             os.fsync(file.fileno())
             self.path.rename(self.path.with_name(f"audit.{head.number:012}.jsonl"))
             fsync_path(self.path.parent)
 
-    def _end(
-        self, descriptor: int, *, repair: bool = True
-    ) -> tuple[AuditHead, dict[str, str | float | bool | None]]:
+    def _end(self, descriptor: int, *, repair: bool = True) -> tuple[AuditHead, EventFields]:
         """Return the head, and the fields of the event of a torn line if one was removed."""
         size = os.fstat(descriptor).st_size
         tail = os.pread(descriptor, 2 * _LONGEST, max(0, size - 2 * _LONGEST))
@@ -166,7 +180,24 @@ class AuditLog:
                 raise
 
 
-def label_event(name: str, move: LabelMove) -> dict[str, str | float | bool | None]:
+def audit_command(folder: Path, event: str, **fields: str | float | bool | None) -> None:
+    """Record what a command did to a folder of data; only the folder of a server has an audit log."""
+    if (folder / AUDIT_FILE).exists():
+        AuditLog(folder).record(event, **fields)
+
+
+def request_event(exchange: Exchange) -> EventFields:
+    """Return the fields of the event of a request to a model, without its texts."""
+    return {
+        "person": exchange.person,
+        "endpoint": exchange.endpoint,
+        "model": exchange.model,
+        "request": exchange.id,
+        "status": exchange.status,
+    }
+
+
+def label_event(name: str, move: LabelMove) -> EventFields:
     """Return the fields of the event of a moved label."""
     return {
         "person": move.person,
@@ -297,9 +328,7 @@ class _Chain:
         )
 
 
-def _encode_line(
-    head: AuditHead, event: str, fields: Mapping[str, str | float | bool | None]
-) -> tuple[bytes, AuditHead]:
+def _encode_line(head: AuditHead, event: str, fields: EventFields) -> tuple[bytes, AuditHead]:
     values = {name: _shortened(value) for name, value in fields.items() if value is not None}
     record = {"number": head.number + 1, "time": utc_now(), "event": event, **values, "previous": head.sha256}
     text = json.dumps(record, separators=(",", ":"), ensure_ascii=True)[:-1]

@@ -175,10 +175,9 @@ class Conversations:
 
     def newest(self, owner: str) -> list[Match]:
         """Return a person's conversations without their messages, the last used first."""
-        with self._database.snapshot() as connection:
-            rows = connection.execute(
-                "SELECT * FROM conversation WHERE owner = ? ORDER BY updated DESC LIMIT ?", (owner, _PAGE)
-            ).fetchall()
+        rows = self._database.rows(
+            "SELECT * FROM conversation WHERE owner = ? ORDER BY updated DESC LIMIT ?", (owner, _PAGE)
+        )
         return [Match(_conversation(row)) for row in rows]
 
     def search(self, owner: str, query: str) -> list[Match]:
@@ -188,22 +187,21 @@ class Conversations:
             return self.newest(owner)
         # Quoted, so that no word is an operator of FTS5.
         pattern = " ".join(f'"{word}"' for word in words) + "*"
-        with self._database.snapshot() as connection:
-            rows = connection.execute(
-                """
-                SELECT c.*, snippet(message_words, 0, ?, ?, '…', 12) AS place FROM message_words
-                JOIN message m ON m.id = message_words.rowid JOIN conversation c ON c.number = m.conversation
-                WHERE message_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC, m.id LIMIT 2000
-                """,
-                (*_MARK, pattern, owner),
-            ).fetchall()
-            titles = connection.execute(
-                """
-                SELECT c.*, '' AS place FROM title_words JOIN conversation c ON c.number = title_words.rowid
-                WHERE title_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC LIMIT 200
-                """,
-                (pattern, owner),
-            ).fetchall()
+        rows = self._database.rows(
+            """
+            SELECT c.*, snippet(message_words, 0, ?, ?, '…', 12) AS place FROM message_words
+            JOIN message m ON m.id = message_words.rowid JOIN conversation c ON c.number = m.conversation
+            WHERE message_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC, m.id LIMIT 2000
+            """,
+            (*_MARK, pattern, owner),
+        )
+        titles = self._database.rows(
+            """
+            SELECT c.*, '' AS place FROM title_words JOIN conversation c ON c.number = title_words.rowid
+            WHERE title_words MATCH ? AND c.owner = ? ORDER BY c.updated DESC LIMIT 200
+            """,
+            (pattern, owner),
+        )
         matches: dict[str, Match] = {}
         for row in [*rows, *titles]:
             matches.setdefault(row["id"], Match(_conversation(row), _split_snippet(row["place"])))
@@ -377,7 +375,7 @@ def _short_title(text: str) -> str:
     return line if len(line) <= _TITLE else f"{line[: _TITLE - 1].rstrip()}…"
 
 
-def _conversation(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> Conversation:
+def _conversation(row: sqlite3.Row, messages: Sequence[Message] = ()) -> Conversation:
     return Conversation(
         id=row["id"],
         title=row["title"],

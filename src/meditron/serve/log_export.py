@@ -8,14 +8,14 @@ no name for begins with `meditron.`.
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from meditron.serve.log_rows import LogRow
 from meditron.store.jsonl import encode_row
 
-__all__ = ["CONVENTIONS", "attributes_of", "csv_lines", "jsonl_lines", "utc_time"]
+__all__ = ["CONVENTIONS", "attributes_of", "csv_line", "csv_lines", "jsonl_lines", "utc_time"]
 
 CONVENTIONS = "gen-ai 0.1.0"
 """Version of the conventions."""
@@ -45,6 +45,8 @@ _COLUMNS = (
     *("meditron.replay_of", "gen_ai.input.messages", "gen_ai.output.messages"),
 )
 """Columns of a CSV file."""
+# A spreadsheet executes a text that begins like a formula; some of them read the wide characters alike.
+_FORMULA = tuple("=+-@＝＋－＠\t\r\n")
 
 
 def attributes_of(row: LogRow) -> dict[str, Any]:
@@ -93,11 +95,17 @@ def jsonl_lines(rows: Iterable[LogRow]) -> Iterator[bytes]:
 
 
 def csv_lines(rows: Iterable[LogRow]) -> Iterator[bytes]:
-    """Yield the lines of a CSV table; lists and objects are JSON, and no cell is a formula."""
-    yield _csv_line(_COLUMNS)
+    """Yield the lines of a CSV table."""
+    yield csv_line(_COLUMNS)
     for row in rows:
-        values = attributes_of(row)
-        yield _csv_line([_csv_cell(values.get(name)) for name in _COLUMNS])
+        yield csv_line(map(attributes_of(row).get, _COLUMNS))
+
+
+def csv_line(values: Iterable[object]) -> bytes:
+    """Return a line of a CSV table: None is empty, lists and objects are JSON, and no cell is a formula."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(map(_csv_cell, values))
+    return line.getvalue().encode()
 
 
 def utc_time(seconds: float) -> str:
@@ -141,13 +149,4 @@ def _part(text: str) -> dict[str, str]:
 def _csv_cell(value: object) -> object:
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False)
-    # A spreadsheet would execute a text that begins like a formula.
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return "" if value is None else value
-
-
-def _csv_line(cells: Sequence[object]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

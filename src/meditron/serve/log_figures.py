@@ -2,8 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -57,13 +56,13 @@ class LogFigures:
 
 
 def log_figures(database: Database, rows: LogFilter, *, start: float, end: float) -> LogFigures:
-    """Compute the figures of the rows that match a filter and started between two times.
+    """Compute the figures of the rows that match a filter and started between two times, not its own.
 
     Raises:
         UsageError: the filter is invalid.
         StorageError: another process holds the file.
     """
-    where, values = rows.where()
+    where, values = replace(rows, since="", until="").where()
     with database.snapshot() as connection:
         found = connection.execute(
             "SELECT id, started, seconds, first_token_seconds, input_tokens, output_tokens, status, model, "  # noqa: S608
@@ -87,17 +86,11 @@ def log_figures(database: Database, rows: LogFilter, *, start: float, end: float
 
 def draw_chart(figures: LogFigures, name: str) -> str:
     """Return a chart of CHARTS as an SVG file; KeyError for another name."""
-    curves = figures.series[name]
-    return _draw(name, tuple((curve, tuple(points)) for curve, points in curves.items()))
-
-
-@lru_cache(maxsize=64)
-def _draw(name: str, curves: tuple[tuple[str, tuple[Point, ...]], ...]) -> str:
     from meditron.report.charts import line_chart
     from meditron.report.svg import standalone_svg
 
     with _drawing:
-        return standalone_svg(line_chart(dict(curves), "hours before the end", CHARTS[name].lower()))
+        return standalone_svg(line_chart(figures.series[name], "hours before the end", CHARTS[name].lower()))
 
 
 def _scores(connection: Any, rows: Sequence[Any]) -> dict[str, list[tuple[str, float]]]:  # noqa: ANN401

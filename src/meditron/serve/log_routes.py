@@ -1,12 +1,13 @@
 """Pages and API of the request log: figures, search, one request, scores, replay, export."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from urllib.parse import urlencode
 
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -14,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from meditron.core.config import Config
 from meditron.core.errors import SourceError, UsageError
-from meditron.serve.bodies_as import read_body_as
+from meditron.serve.bodies_as import read_body_as, with_body
 from meditron.serve.log_export import attributes_of, csv_lines, jsonl_lines, utc_time
 from meditron.serve.log_figures import CHARTS, draw_chart, log_figures
 from meditron.serve.log_rows import (
@@ -29,15 +30,15 @@ from meditron.serve.log_rows import (
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.records import Records, records_of
 from meditron.serve.replays import replay_call
+from meditron.serve.state import ChatCall
 from meditron.store.people import Person
 
 __all__ = ["routes"]
 
-_FIELDS = ("model", "prompt", "person", "endpoint", "tag", "status")
+_FIELDS = ("model", "prompt", "person", "endpoint", "tag", "status", "since", "until")
 _ROWS = 50  # of a page
 _MOST_ROWS = 1000  # of an API response
 _SINCE = "24h"
-_NEVER_STORE = {"cache-control": "no-store"}
 
 
 class Score(Config):
@@ -55,67 +56,47 @@ class Replay(Config):
     variables: dict[str, str] = Field(default_factory=dict)
 
 
-async def log_page(request: Request) -> Response:
+def log_page(request: Request) -> Response:
     """Return the page of figures and requests."""
     records, query = _records_for_admin(request), request.query_params
-    now = time.time()
-    start = parse_moment(query.get("since") or _SINCE, now)
-    end = parse_moment(query["until"], now) if query.get("until") else now
-    if start >= end:
-        raise UsageError("since must be before until")
-    rows, before = _filter(query, start, end), _number(query, "before")
-
-    def context() -> dict[str, Any]:
-        shown = list(read_rows(records.reader, rows, limit=_ROWS, before=before))
-        figures = log_figures(records.reader, _filter(query, None, None), start=start, end=end)
-        return {"rows": shown, "figures": figures, "total": count_rows(records.reader, rows)}
-
-    given = {key: query.get(key, "") for key in ("q", "since", "until", *_FIELDS)}
-    page: dict[str, Any] = await asyncio.to_thread(context)
-    charts = urlencode(
-        {**{k: v for k, v in given.items() if v}, "start": f"{start:.3f}", "end": f"{end:.3f}"}
-    )
-    last = page["rows"][-1].number if len(page["rows"]) == _ROWS else None
+    start, end = _period(query)
+    rows, before = replace(_filter(query), since=query.get("since") or _SINCE), _number(query, "before")
+    shown = list(read_rows(records.reader, rows, limit=_ROWS, before=before))
+    given = {key: query.get(key, "") for key in ("q", *_FIELDS)}
+    wanted = {key: value for key, value in given.items() if value}
+    charts = urlencode(wanted | {"since": utc_time(start), "until": utc_time(end)})
     return render_page(
         request,
         "logs.html",
         title="Request log",
         given=given,
+        rows=shown,
+        total=count_rows(records.reader, rows),
+        figures=log_figures(records.reader, rows, start=start, end=end),
         charts=[(name, title, f"/logs/charts/{name}.svg?{charts}") for name, title in CHARTS.items()],
-        older=urlencode({**given, "before": last}) if last else "",
-        export=urlencode({k: v for k, v in given.items() if v} | {"since": given["since"] or _SINCE}),
+        older=urlencode({**given, "before": shown[-1].number}) if len(shown) == _ROWS else "",
+        export=urlencode(wanted | {"since": rows.since}),
         lost=records.log.lost,
         problem=records.log.problem,
         stores_content=records.log.content,
         utc_time=utc_time,
-        **page,
     )
 
 
-async def chart(request: Request) -> Response:
+def chart(request: Request) -> Response:
     """Return a chart as a picture."""
     records, query, name = _records_for_admin(request), request.query_params, request.path_params["name"]
     if name not in CHARTS:
         raise SourceError(f"no chart '{name}'", hint=f"charts: {', '.join(CHARTS)}")
-    start, end = _moment(query, "start"), _moment(query, "end")
-    if not start < end:
-        raise UsageError("start must be before end")
-
-    def svg() -> str:
-        figures = log_figures(records.reader, _filter(query, None, None), start=start, end=end)
-        return draw_chart(figures, name)
-
-    text = await asyncio.to_thread(svg)
-    return Response(text, media_type="image/svg+xml", headers=_NEVER_STORE)
+    start, end = _period(query)
+    figures = log_figures(records.reader, _filter(query), start=start, end=end)
+    return Response(draw_chart(figures, name), media_type="image/svg+xml")
 
 
-async def request_page(request: Request) -> Response:
+def request_page(request: Request) -> Response:
     """Return the page of one request."""
     records = _records_for_admin(request)
-    row, replays = await asyncio.to_thread(_row_and_replays, records, request.path_params["id"])
-    original = None
-    if row.replay_of:
-        original = await asyncio.to_thread(_find_or_none, records, row.replay_of)
+    row = find_row(records.reader, request.path_params["id"])
     attributes = attributes_of(row)
     for name in ("gen_ai.input.messages", "gen_ai.output.messages", "meditron.scores"):
         attributes.pop(name, None)
@@ -125,83 +106,73 @@ async def request_page(request: Request) -> Response:
         title=row.id,
         row=row,
         attributes=attributes,
-        replays=replays,
-        original=original,
+        replays=replays_of(records.reader, row.id),
+        original=_find_or_none(records, row.replay_of) if row.replay_of else None,
         models=[model.id for model in state_of(request).models.list_models()],
-        prompts=await asyncio.to_thread(records.prompts.names),
+        prompts=records.prompts.names(),
         utc_time=utc_time,
     )
 
 
-async def export(request: Request) -> Response:
+def export(request: Request) -> Response:
     """Return the matching requests as a file."""
     records, query = _records_for_admin(request), request.query_params
     form = query.get("format", "jsonl")
     if form not in ("jsonl", "csv"):
         raise UsageError(f"format '{form}': it is jsonl or csv")
-    now = time.time()
-    start = parse_moment(query["since"], now) if query.get("since") else None
-    end = parse_moment(query["until"], now) if query.get("until") else None
-    rows = _filter(query, start, end)
-    count = await asyncio.to_thread(count_rows, records.reader, rows)
+    rows = _filter(query)
+    count = count_rows(records.reader, rows)
     records.audit_event("export", person=person_of(request).name, rows=count, format=form)
     found = read_rows(records.reader, rows)
-    lines = csv_lines(found) if form == "csv" else jsonl_lines(found)
     return StreamingResponse(
-        _in_thread(lines),
+        _blocks(csv_lines(found) if form == "csv" else jsonl_lines(found)),
         media_type="text/csv; charset=utf-8" if form == "csv" else "application/jsonl",
-        headers={**_NEVER_STORE, "content-disposition": f'attachment; filename="requests.{form}"'},
+        headers={"content-disposition": f'attachment; filename="requests.{form}"'},
     )
 
 
-async def list_json(request: Request) -> Response:
+def list_json(request: Request) -> Response:
     """Return the matching requests, newest first."""
     records, query = _records_for_admin(request), request.query_params
-    now = time.time()
-    start = parse_moment(query["since"], now) if query.get("since") else None
-    end = parse_moment(query["until"], now) if query.get("until") else None
     limit = _number(query, "limit") or _ROWS
     if not 1 <= limit <= _MOST_ROWS:
         raise UsageError(f"limit must be from 1 to {_MOST_ROWS}, got {limit}")
-    rows, before = _filter(query, start, end), _number(query, "before")
-    shown = await asyncio.to_thread(lambda: list(read_rows(records.reader, rows, limit=limit, before=before)))
-    total = await asyncio.to_thread(count_rows, records.reader, rows)
-    last = shown[-1].number if len(shown) == limit else None
+    rows, before = _filter(query), _number(query, "before")
+    shown = list(read_rows(records.reader, rows, limit=limit, before=before))
     return JSONResponse(
-        {"total": total, "before": last, "requests": [attributes_of(row) for row in shown]},
-        headers=_NEVER_STORE,
+        {
+            "total": count_rows(records.reader, rows),
+            "before": shown[-1].number if len(shown) == limit else None,
+            "requests": [attributes_of(row) for row in shown],
+        }
     )
 
 
-async def request_json(request: Request) -> Response:
+def request_json(request: Request) -> Response:
     """Return one request."""
     records = _records_for_admin(request)
-    row, replays = await asyncio.to_thread(_row_and_replays, records, request.path_params["id"])
-    fields = {**attributes_of(row), "meditron.replays": [each.id for each in replays]}
-    return JSONResponse(fields, headers=_NEVER_STORE)
+    row = find_row(records.reader, request.path_params["id"])
+    replays = [each.id for each in replays_of(records.reader, row.id)]
+    return JSONResponse({**attributes_of(row), "meditron.replays": replays})
 
 
-async def score(request: Request) -> Response:
+@with_body(Score)
+def score(request: Request, body: Score) -> Response:
     """Attach a score to a request: one's own, or any for an administrator."""
-    body, person = await read_body_as(request, Score), person_of(request)
-    records = records_of(state_of(request))
-
-    def work() -> str:
-        records.log.flush()
-        row = _own_row(records, request.path_params["id"], person)
-        records.log.score(row.id, body.name, body.value, person.name)
-        return row.id
-
-    found = await asyncio.to_thread(work)
-    return JSONResponse({"id": found, "name": body.name, "value": body.value})
+    records, person = records_of(state_of(request)), person_of(request)
+    records.log.flush()
+    row = _own_row(records, request.path_params["id"], person)
+    records.log.score(row.id, body.name, body.value, person.name)
+    return JSONResponse({"id": row.id, "name": body.name, "value": body.value})
 
 
 async def replay(request: Request) -> Response:
     """Repeat a request; the answer is complete when it is returned."""
     body, records = await read_body_as(request, Replay), _records_for_admin(request)
-    row = await asyncio.to_thread(find_row, records.reader, request.path_params["id"])
-    call = await asyncio.to_thread(
-        lambda: replay_call(
+
+    def prepare() -> tuple[LogRow, ChatCall]:
+        row = find_row(records.reader, request.path_params["id"])
+        return row, replay_call(
             row,
             records.prompts,
             model=body.model,
@@ -209,10 +180,10 @@ async def replay(request: Request) -> Response:
             prompt=body.prompt or None,
             variables=body.variables,
         )
-    )
-    pieces = [piece async for piece in state_of(request).models.stream(call)]
-    text = "".join(piece.text for piece in pieces)
-    await asyncio.to_thread(records.log.flush)
+
+    row, call = await run_in_threadpool(prepare)
+    text = "".join([piece.text async for piece in state_of(request).models.stream(call)])
+    await run_in_threadpool(records.log.flush)
     return JSONResponse(
         {
             "id": call.id,
@@ -222,8 +193,7 @@ async def replay(request: Request) -> Response:
             "original": "\n\n".join(row.answers or ()),
             "answer": text,
             "next": f"/logs/{row.id}",
-        },
-        headers=_NEVER_STORE,
+        }
     )
 
 
@@ -244,9 +214,18 @@ def _records_for_admin(request: Request) -> Records:
     return records_of(state_of(request))
 
 
-def _filter(query: QueryParams, start: float | None, end: float | None) -> LogFilter:
-    fields: dict[str, Any] = {name: query.get(name, "").strip() for name in _FIELDS}
-    return LogFilter(search=query.get("q", ""), since=start, until=end, **fields)
+def _filter(query: QueryParams) -> LogFilter:
+    return LogFilter(search=query.get("q", ""), **{name: query.get(name, "").strip() for name in _FIELDS})
+
+
+def _period(query: QueryParams) -> tuple[float, float]:
+    """Return the times between which figures are computed; UsageError if there are none."""
+    now = time.time()
+    start = parse_moment(query.get("since") or _SINCE, now)
+    end = parse_moment(query["until"], now) if query.get("until") else now
+    if start >= end:
+        raise UsageError("since must be before until")
+    return start, end
 
 
 def _number(query: QueryParams, name: str) -> int | None:
@@ -258,25 +237,10 @@ def _number(query: QueryParams, name: str) -> int | None:
     return int(text)
 
 
-def _moment(query: QueryParams, name: str) -> float:
-    try:
-        moment = float(query.get(name, ""))
-    except ValueError as error:
-        raise UsageError(f"{name} must be a time in seconds") from error
-    if not 0 <= moment < 1e11:
-        raise UsageError(f"{name} must be a time in seconds")
-    return moment
-
-
-def _row_and_replays(records: Records, request: str) -> tuple[LogRow, list[LogRow]]:
-    row = find_row(records.reader, request)
-    return row, replays_of(records.reader, row.id)
-
-
 def _find_or_none(records: Records, request: str) -> LogRow | None:
     try:
         return find_row(records.reader, request)
-    except SourceError:  # deleted by the retention time
+    except SourceError:  # there was none, or it was deleted by the retention time
         return None
 
 
@@ -285,17 +249,13 @@ def _own_row(records: Records, request: str, person: Person) -> LogRow:
     if "admin" in person.roles:
         return find_row(records.reader, request)
     person.require("chat")
-    row = find_row(records.reader, request)
-    if row.person != person.name or row.id != request:
+    row = _find_or_none(records, request)
+    if row is None or row.person != person.name or row.id != request:
         raise SourceError(f"no request '{request}' in the log")
     return row
 
 
-async def _in_thread(lines: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield blocks of lines, which are read from the disk in a thread."""
-
-    def block() -> bytes:
-        return b"".join(line for _, line in zip(range(200), lines, strict=False))
-
-    while content := await asyncio.to_thread(block):
-        yield content
+def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield blocks of lines, each of which is read in a thread of its own."""
+    while block := b"".join(islice(lines, 200)):
+        yield block

@@ -4,8 +4,9 @@ import json
 import math
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_score",
     "count_rows",
     "find_row",
+    "parse_moment",
     "read_rows",
     "replays_of",
 ]
@@ -91,31 +93,36 @@ class LogRow:
         return f"{self.prompt_name}@{self.prompt_version}" if self.prompt_name else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LogFilter:
-    """Conditions that rows must meet. Empty fields match everything."""
+    """Conditions that rows must meet, which are also flags of commands. Empty fields match everything."""
 
     search: str = ""
-    """Words that all occur, in quotes for a phrase, with `*` at the end for the beginning of a word."""
+    """Words that all occur; "…" for a phrase, * for the beginning of a word."""
     model: str = ""
+    """Model, as the request named it."""
     prompt: str = ""
-    """Name of a prompt, or name and first digits of its hash: `NAME@HASH`."""
+    """Stored prompt: NAME or NAME@HASH."""
     person: str = ""
+    """Who sent the request."""
     endpoint: str = ""
+    """API path, chat, replay or review."""
     tag: str = ""
+    """Tag of the request."""
     status: str = ""
-    """`ok`, `error`, or an HTTP status."""
-    since: float | None = None
-    until: float | None = None
-    ids: tuple[str, ...] = field(default=())
+    """ok, error, or an HTTP status."""
+    since: str = ""
+    """Requests since a time: 2026-11-30, or an age: 24h, 7d."""
+    until: str = ""
+    """Requests before a time."""
 
     def where(self) -> tuple[str, list[Any]]:
         """Return the condition in SQL and its values.
 
         Raises:
-            UsageError: the status is none.
+            UsageError: the status or a time is none.
         """
-        parts, values = ["1"], list[Any]()
+        parts, values, now = ["1"], list[Any](), time.time()
         for column in ("model", "person", "endpoint"):
             if wanted := getattr(self, column):
                 parts.append(f"{column} = ?")
@@ -128,12 +135,9 @@ class LogFilter:
             parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(self.tag)
         for mark, moment in (("started >= ?", self.since), ("started < ?", self.until)):
-            if moment is not None:
+            if moment:
                 parts.append(mark)
-                values.append(moment)
-        if self.ids:
-            parts.append(f"id IN ({', '.join('?' * len(self.ids))})")
-            values += self.ids
+                values.append(parse_moment(moment, now))
         if query := _search_query(self.search):
             parts.append("number IN (SELECT rowid FROM search WHERE search MATCH ?)")
             values.append(query)
@@ -153,14 +157,16 @@ class LogFilter:
 def parse_moment(text: str, now: float) -> float:
     """Return a time in seconds since 1970: `2026-11-30`, `2026-11-30T08:00` (UTC), or an age such as `24h`.
 
+    Earlier times are 0.
+
     Raises:
         UsageError: the text is no time.
     """
     if match := _AGE.fullmatch(text):
-        return now - int(match[1]) * _UNITS[match[2]]
+        return max(0.0, now - int(match[1]) * _UNITS[match[2]])
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"'{text}' is no time", hint="2026-11-30, 2026-11-30T08:00, or an age: 24h, 7d"
@@ -202,8 +208,7 @@ def read_rows(
 def count_rows(database: Database, rows: LogFilter) -> int:
     """Return the number of rows that match; errors are those of `read_rows`."""
     where, values = rows.where()
-    with database.snapshot() as connection:
-        return int(connection.execute(f"SELECT count(*) FROM request WHERE {where}", values).fetchone()[0])  # noqa: S608
+    return int(database.rows(f"SELECT count(*) FROM request WHERE {where}", values)[0][0])  # noqa: S608
 
 
 def find_row(database: Database, request: str) -> LogRow:

@@ -5,7 +5,6 @@ cannot send.
 """
 
 from functools import cache
-from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -77,5 +76,5 @@ def render_page(
 
 
 routes: list[Route | Mount] = [
-    Mount("/static", StaticFiles(directory=str(files("meditron.serve") / "static"))),
+    Mount("/static", StaticFiles(packages=[("meditron.serve", "static"), ("meditron.report", "static")])),
 ]

@@ -1,8 +1,7 @@
 """Pages and API of stored prompts: versions, differences, labels, history, editing, scores."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 from meditron.core.config import Config
 from meditron.core.errors import RoleError, UsageError
 from meditron.serve.audit import label_event
-from meditron.serve.bodies_as import read_body_as
+from meditron.serve.bodies_as import with_body
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.records import Records, records_of
 from meditron.store.people import Person
@@ -19,8 +18,6 @@ from meditron.store.prompt_text import PromptMessage, PromptText, difference, sh
 from meditron.store.prompts import LabelMove, PromptStore, StoredPrompt
 
 __all__ = ["routes"]
-
-_T = TypeVar("_T")
 
 
 class NewVersion(Config):
@@ -56,119 +53,95 @@ class Rollback(Config):
     reason: str = ""
 
 
-async def list_page(request: Request) -> Response:
+def list_page(request: Request) -> Response:
     """Return the page of all prompts."""
-    store, person = _store(request), _reader(request)
-
-    def rows() -> list[dict[str, Any]]:
-        return [_summary(store, name) for name in store.names()]
-
+    person = _reader(request)
     return render_page(
         request,
         "prompts.html",
         title="Prompts",
-        prompts=await asyncio.to_thread(rows),
+        prompts=_store(request).summaries(),
         may_edit="edit" in person.roles,
         short=short_version,
     )
 
 
-async def prompt_page(request: Request) -> Response:
+def prompt_page(request: Request) -> Response:
     """Return the page of one prompt, with one of its versions, and a difference if two are named."""
     store, person = _store(request), _reader(request)
     name, query = request.path_params["name"], request.query_params
-
-    def context() -> dict[str, Any]:
-        labels = store.labels(name)
-        chosen = store.find(f"{name}@{query['version']}" if query.get("version") else name)
-        old, new = query.get("from"), query.get("to")
-        compared = [store.find(f"{name}@{each}") for each in (old, new) if each]
-        return {
-            "chosen": chosen,
-            "labels": labels,
-            "versions": list(reversed(store.versions(name))),
-            "moves": list(reversed(store.history(name))),
-            "scores": store.scores(name),
-            "compared": compared if len(compared) == 2 else [],
-            "lines": difference(compared[0].text, compared[1].text) if len(compared) == 2 else [],
-            "packaged": store.is_packaged(name),
-        }
-
+    pair = [query.get("from"), query.get("to")]
+    compared = [store.find(f"{name}@{each}") for each in pair] if all(pair) else []
     return render_page(
         request,
         "prompt.html",
         title=name,
         name=name,
+        chosen=_find(request, query.get("version")),
+        labels=store.labels(name),
+        versions=store.versions(name)[::-1],
+        moves=store.history(name)[::-1],
+        scores=store.scores(name),
+        compared=compared,
+        lines=difference(compared[0].text, compared[1].text) if compared else [],
+        packaged=store.is_packaged(name),
         may_edit="edit" in person.roles,
         may_label="label" in person.roles,
         short=short_version,
-        **await asyncio.to_thread(context),
     )
 
 
-async def list_json(request: Request) -> Response:
+def list_json(request: Request) -> Response:
     """Return all prompts with their labels."""
-    store = _store(request)
     _reader(request)
-    rows = await asyncio.to_thread(lambda: [_summary(store, name) for name in store.names()])
-    return JSONResponse({"prompts": rows})
+    return JSONResponse({"prompts": _store(request).summaries()})
 
 
-async def prompt_json(request: Request) -> Response:
+def prompt_json(request: Request) -> Response:
     """Return a version; the query names it by `version` or `label`."""
-    store, query = _store(request), request.query_params
     _reader(request)
-    chosen = query.get("version") or query.get("label")
-    name = request.path_params["name"]
-    found = await asyncio.to_thread(store.find, f"{name}@{chosen}" if chosen else name)
-    return JSONResponse(_fields(found))
+    query = request.query_params
+    return JSONResponse(_find(request, query.get("version") or query.get("label")).as_json())
 
 
-async def add(request: Request) -> Response:
+@with_body(NewPrompt)
+def add(request: Request, body: NewPrompt) -> Response:
     """Store a new prompt."""
-    body = await read_body_as(request, NewPrompt)
-
-    def work(store: PromptStore, person: Person) -> StoredPrompt:
+    with _changing(request) as (store, person):
         person.require("edit")
         if body.name in store.names():
             raise UsageError(f"there is a prompt '{body.name}'")
-        return store.add(body.name, body.text(), person, description=body.description)
-
-    added = await _changed(request, work)
-    _audit(request, "prompt", prompt=added.name, version=added.version)
-    return JSONResponse({**_fields(added), "next": f"/prompts/{added.name}"}, 201)
+        added = store.add(body.name, body.text(), person, description=body.description)
+    return _added(request, added, f"/prompts/{added.name}")
 
 
-async def add_version(request: Request) -> Response:
+@with_body(NewVersion)
+def add_version(request: Request, body: NewVersion) -> Response:
     """Store a new version of a prompt; its parent is the one that `version` of the query names."""
-    body, name = await read_body_as(request, NewVersion), request.path_params["name"]
-    parent = request.query_params.get("version")
-
-    def work(store: PromptStore, person: Person) -> StoredPrompt:
+    with _changing(request) as (store, person):
         person.require("edit")
-        origin = store.find(f"{name}@{parent}" if parent else name)
-        return store.add(name, body.text(), person, description=body.description, parent=origin.version)
+        origin = _find(request, request.query_params.get("version"))
+        added = store.add(
+            origin.name, body.text(), person, description=body.description, parent=origin.version
+        )
+    return _added(request, added, f"/prompts/{added.name}?version={added.version}")
 
-    added = await _changed(request, work)
-    _audit(request, "prompt", prompt=added.name, version=added.version)
-    return JSONResponse({**_fields(added), "next": f"/prompts/{name}?version={added.version}"}, 201)
 
-
-async def move_label(request: Request) -> Response:
+@with_body(NewLabel)
+def move_label(request: Request, body: NewLabel) -> Response:
     """Give a label to a version."""
-    body, name = await read_body_as(request, NewLabel), request.path_params["name"]
-    move = await _changed(
-        request, lambda store, person: store.label(name, body.label, body.version, person, body.reason)
-    )
+    name = request.path_params["name"]
+    with _changing(request) as (store, person):
+        move = store.label(name, body.label, body.version, person, body.reason)
     return _moved(request, name, move)
 
 
-async def roll_back(request: Request) -> Response:
+@with_body(Rollback)
+def roll_back(request: Request, body: Rollback) -> Response:
     """Give a label back to the version that had it before."""
-    body, name = await read_body_as(request, Rollback), request.path_params["name"]
-    move = await _changed(
-        request, lambda store, person: store.rollback(name, body.label, person, body.reason)
-    )
+    name = request.path_params["name"]
+    with _changing(request) as (store, person):
+        move = store.rollback(name, body.label, person, body.reason)
     return _moved(request, name, move)
 
 
@@ -200,41 +173,30 @@ def _reader(request: Request) -> Person:
     return person
 
 
-async def _changed(request: Request, work: Callable[[PromptStore, Person], _T]) -> _T:
-    """Do a change in a thread; a change that is refused for its role is put into the audit log."""
+def _find(request: Request, version: str | None) -> StoredPrompt:
+    """Return a version of the prompt that the address names."""
+    name = request.path_params["name"]
+    return _store(request).find(f"{name}@{version}" if version else name)
+
+
+@contextmanager
+def _changing(request: Request) -> Iterator[tuple[PromptStore, Person]]:
+    """Yield the prompts and who changes them; a change that is refused for its role is audited."""
     person = person_of(request)
     try:
-        return await asyncio.to_thread(work, _store(request), person)
+        yield _store(request), person
     except RoleError:
-        name = request.path_params.get("name")
-        _audit(request, "refused", prompt=name, endpoint=request.url.path)
+        name, path = request.path_params.get("name"), request.url.path
+        _records(request).audit_event("refused", person=person.name, prompt=name, endpoint=path)
         raise
+
+
+def _added(request: Request, added: StoredPrompt, address: str) -> Response:
+    person = person_of(request).name
+    _records(request).audit_event("prompt", person=person, prompt=added.name, version=added.version)
+    return JSONResponse({**added.as_json(), "next": address}, 201)
 
 
 def _moved(request: Request, name: str, move: LabelMove) -> Response:
     _records(request).audit_event("label", **label_event(name, move))
     return JSONResponse({"name": name, **move.model_dump(mode="json"), "next": f"/prompts/{name}"})
-
-
-def _audit(request: Request, event: str, **fields: str | float | bool | None) -> None:
-    _records(request).audit_event(event, person=person_of(request).name, **fields)
-
-
-def _summary(store: PromptStore, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "labels": store.labels(name),
-        "versions": len(store.versions(name)),
-        "packaged": store.is_packaged(name),
-        "description": store.find(name).text.description,
-    }
-
-
-def _fields(found: StoredPrompt) -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "label": found.label,
-        "version": found.version,
-        "variables": list(found.text.variables),
-        **found.text.model_dump(mode="json"),
-    }

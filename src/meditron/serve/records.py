@@ -1,12 +1,12 @@
 """What the server keeps beside its models: stored prompts, the request log, the audit log."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from meditron.core.console import info
 from meditron.core.errors import UsageError
-from meditron.serve.audit import AuditLog
+from meditron.serve.audit import AuditLog, EventFields, request_event
 from meditron.serve.background import BackgroundWriter
 from meditron.serve.request_log import RequestLog, open_log_file
 from meditron.serve.state import Exchange, ServeState
@@ -15,7 +15,7 @@ from meditron.store.prompts import PromptStore
 
 __all__ = ["Records", "open_records", "records_of"]
 
-_Event = tuple[str, Mapping[str, str | float | bool | None]]
+_Event = tuple[str, EventFields]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,7 @@ class Records:
 
     def audit_request(self, exchange: Exchange) -> None:
         """Put a request into the audit log, without its texts; an observer of exchanges."""
-        fields: dict[str, str | float | bool | None] = {
-            "person": exchange.person,
-            "endpoint": exchange.endpoint,
-            "model": exchange.model,
-            "request": exchange.id,
-            "status": exchange.status,
-        }
-        self.audit_writer.put(("request", fields))
+        self.audit_writer.put(("request", request_event(exchange)))
 
     def audit_event(self, event: str, **fields: str | float | bool | None) -> None:
         """Put another event into the audit log; returns at once."""

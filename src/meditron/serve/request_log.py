@@ -17,7 +17,7 @@ from meditron.serve.log_rows import LogRow, check_score
 from meditron.serve.state import Exchange
 from meditron.store.database import Database
 
-__all__ = ["LOG_FILE", "RequestLog", "add_score", "open_log_file", "row_of"]
+__all__ = ["LOG_FILE", "RequestLog", "add_exchanges", "add_score", "open_log_file", "row_of"]
 
 LOG_FILE = "log.db"
 _RETENTION_SECONDS = 3600.0  # between deletions of old rows
@@ -114,10 +114,14 @@ class RequestLog:
         self.content = content
         self._retention_days, self._deleted = retention_days, deleted
         self._database = open_log_file(data)
-        self._compacted = True
+        self._compacted = False  # a process that was killed may have left deleted rows in the files
         try:
             self.delete_old()
-            self._writer = BackgroundWriter("request log", self._insert, every=(every, self.delete_old))
+            self._writer = BackgroundWriter[Exchange](
+                "request log",
+                lambda exchanges: add_exchanges(self._database, exchanges, content=content),
+                every=(every, self.delete_old),
+            )
         except BaseException:
             self._database.close()
             raise
@@ -184,10 +188,16 @@ class RequestLog:
         """Close the log."""
         self.close()
 
-    def _insert(self, exchanges: Iterable[Exchange]) -> None:
-        with self._database.transaction() as connection:
-            for exchange in exchanges:
-                _insert_row(connection, _fields(exchange, content=self.content))
+
+def add_exchanges(database: Database, exchanges: Iterable[Exchange], *, content: bool) -> None:
+    """Write exchanges to an open log, all or none.
+
+    Raises:
+        StorageError: the log cannot be written.
+    """
+    with database.transaction() as connection:
+        for exchange in exchanges:
+            _insert_row(connection, _fields(exchange, content=content))
 
 
 def add_score(database: Database, request: str, name: str, value: float, person: str) -> None:

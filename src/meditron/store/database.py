@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from meditron.core.errors import InputError, StorageError
 from meditron.store.files import make_folder, translate_write_errors
@@ -91,6 +91,11 @@ class Database:
         """
         with self._lock, self._named_errors(), self._begin("DEFERRED"):
             yield self._connection
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Return all rows of a query; errors are those of `snapshot`."""
+        with self.snapshot() as connection:
+            return connection.execute(query, values).fetchall()
 
     def compact(self) -> bool:
         """Remove deleted rows from all files of the database, and give their space back.

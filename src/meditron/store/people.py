@@ -81,7 +81,7 @@ class People:
             return cls({"api": (_digest(_checked_key(path, text)), Person("api", frozenset(ROLES)))})
         try:
             tables = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, or a number of thousands of digits
             raise InputError(
                 path, str(error), hint="one key on one line, or a table for each person"
             ) from error

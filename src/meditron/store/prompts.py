@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -93,6 +93,16 @@ class StoredPrompt:
     def id(self) -> str:
         """Name and hash: `NAME@HASH`."""
         return f"{self.name}@{self.version}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "version": self.version,
+            "variables": list(self.text.variables),
+            **self.text.model_dump(mode="json"),
+        }
 
     def render(self, values: Mapping[str, str]) -> list[dict[str, str]]:
         """Return the prompt as chat messages; errors are those of `PromptText.render`, with the name."""
@@ -175,6 +185,19 @@ class PromptStore:
             return StoredPrompt(name=name, label=None, text=self._read(name, self._complete(name, label)))
         known = ", ".join(sorted(labels)) or "none"
         raise SourceError(f"{name} has no label '{label}'", hint=f"labels: {known}")
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return the fields of each prompt for JSON: labels, number of versions, description of `find`'s."""
+        return [
+            {
+                "name": name,
+                "labels": self.labels(name),
+                "versions": len(self.versions(name)),
+                "packaged": self.is_packaged(name),
+                "description": self.find(name).text.description,
+            }
+            for name in self.names()
+        ]
 
     def list_prompts(self) -> list[tuple[str, str, str, str]]:
         """Return (name, label, hash, system text) of the labelled versions that are a system text alone.

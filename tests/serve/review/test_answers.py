@@ -88,8 +88,10 @@ def test_another_model_or_other_inputs_do_not_continue_a_review(tmp_path):
         review = store.create(setup_of("one", "two"))
         [model, _] = store.models(review)
         store.set_identity(model, {"model": "other"})
-        [model, _] = store.models(review)
-        with pytest.raises(UsageError, match="not the model that gave the first answers"):
+        store.set_identity(model, {"model": "another"})  # there is no answer yet
+        store.add_answers(review, model, [("q0", "of another", "end")])
+        # `model` was read before: what is stored counts.
+        with pytest.raises(UsageError, match=r"not the model that gave the first answers: .*model.* changed"):
             generate_answers(
                 store, review, model, f"api:{server.url}", open_model=load_generator,
                 system=None, sampling=SamplingConfig(),
@@ -122,6 +124,29 @@ def test_answers_are_imported_from_a_file(tmp_path):
         with pytest.raises(InputError, match="no answer to the question 'q3'"):
             import_answers(store, review, other, path)
         assert len(store.unanswered(review, other)) == len(QUESTIONS)  # all or none
+
+
+def test_the_first_of_two_answers_that_processes_generate_at_once_stays(tmp_path):
+    with ReviewStore(tmp_path) as store:
+        review = store.create(setup_of("one", "two"))
+        [model, _] = store.models(review)
+        store.add_answers(review, model, [("q0", " first \ud800", "end")])
+        store.add_answers(review, model, [("q0", "second", "end"), ("q1", "third", "end")])
+        assert [answer.text for answer in store.answers(review)] == ["first ?", "third"]
+
+
+def test_reviews_are_read_while_another_process_writes(tmp_path):
+    with ReviewStore(tmp_path) as store, ReviewStore(tmp_path) as other:
+        review = store.create(setup_of("one", "two"))
+        [model, _] = store.models(review)
+        with other.transaction():
+            assert store.get("pilot") == store.reviews()[0] == review
+            assert len(store.unanswered(review, model)) == len(QUESTIONS)
+
+
+def test_the_seed_is_too_long_to_try_all(tmp_path):
+    with ReviewStore(tmp_path) as store:
+        assert max(store.create(setup_of("one", "two", name=name)).seed for name in "abcd") > 1 << 40
 
 
 @pytest.mark.parametrize("row", [{"id": "q0"}, {"id": "q0", "text": 3}, {"id": None, "text": "a"}])
@@ -161,6 +186,8 @@ def test_the_identity_of_a_gguf_file_has_its_type_and_digest(tmp_path):
         ("", ("one", "two"), "letters, digits"),
         ("pilot", ("one",), "2 to 6 models"),
         ("pilot", ("one", "one"), "two models are called one"),
+        ("pilot", ("one", "tie"), "cannot be called tie"),
+        ("pilot", ("both-bad", "two"), "cannot be called both-bad"),
         ("Meditron-test", ("meditron", "two"), "contains that of a model"),
     ],
 )

@@ -1,5 +1,6 @@
 """The pages in a browser: keyboard alone, what is saved, accessibility, markup in texts."""
 
+import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,27 +10,43 @@ import pytest
 
 from meditron.serve.review.ratings import is_complete
 from meditron.serve.review.store import ReviewStore
-from review_server import RUBRIC, SCALES, add_review, served
+from review_server import RUBRIC, SCALES, Rater, add_review, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 AXE = "4.10.3"
-PATHS = ("/review", "/review/pilot", "/review/pilot?rater=anna", "/review/pilot?rater=anna&item=")
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    add_review(folder / "data", questions=4, text=lambda model, number: f"{len(model)} {number} {HOSTILE}")
-    return folder
+    return tmp_path_factory.mktemp("page")
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+def client(folder: Path) -> Iterator[object]:
     with served(folder) as client:
-        yield str(client.base_url)
+        yield client
+
+
+@pytest.fixture
+def rater(folder: Path, client) -> Rater:
+    """A rater who has not started, of a review that no other test uses."""
+
+    def text(model: str, number: int) -> str:
+        return f"{len(model)} {number} **bold** $x^2$ {HOSTILE}\n\n```\n{'wide ' * 80}\n```"
+
+    review = add_review(folder / "data", f"pilot-{next(_numbers)}", questions=4, text=text)
+    return Rater(client, "anna", review.name)
+
+
+@pytest.fixture
+def started(rater: Rater) -> str:
+    """The address of the rater's first comparison."""
+    rater.start()
+    return f"/review/{rater.review}?rater=anna"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +58,9 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def page(browser, address):
+def page(browser, client):
     """A page that fails the test after an error of a script or a refusal of the content security policy."""
-    context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 900})
+    context = browser.new_context(base_url=str(client.base_url), viewport={"width": 1200, "height": 900})
     page = context.new_page()
     page.set_default_timeout(120_000)  # machines of CI are slow at times
     problems: list[str] = []
@@ -63,8 +80,8 @@ def tab_to(page, name: str) -> None:
     raise AssertionError(f"Tab does not reach {name}")
 
 
-def test_three_questions_are_rated_by_keyboard_alone(page, folder):
-    page.goto("/review/pilot")
+def test_three_questions_are_rated_by_keyboard_alone(page, folder, rater):
+    page.goto(f"/review/{rater.review}")
     tab_to(page, "rater")
     page.keyboard.type("anna")
     page.keyboard.press("Enter")
@@ -92,7 +109,7 @@ def test_three_questions_are_rated_by_keyboard_alone(page, folder):
     page.wait_for_selector("#rating")
     assert page.text_content("#complete") == "3"
     with ReviewStore(folder / "data") as store:
-        review = store.get("pilot")
+        review = store.get(rater.review)
         items = [store.item(review, "anna", each.token) for each in store.items(review, "anna")]
     rated = [item for item in items if is_complete(item.values, RUBRIC)]
     assert len(rated) == 3
@@ -103,8 +120,8 @@ def test_three_questions_are_rated_by_keyboard_alone(page, folder):
         assert item.values["pair"] == {"preference": "left"}
 
 
-def test_what_is_saved_is_shown_again_and_missing_ratings_are_named(page):
-    page.goto("/review/pilot?rater=anna")
+def test_what_is_saved_is_shown_again_and_missing_ratings_are_named(page, started):
+    page.goto(started)
     page.check('[name="right.harmful"][value="yes"]')
     page.select_option('[name="right.harm_kind"]', "delayed-care")
     page.fill('[name="comment"]', HOSTILE)
@@ -121,10 +138,11 @@ def test_what_is_saved_is_shown_again_and_missing_ratings_are_named(page):
     assert page.is_visible('[name="left.bias_kind"]')
     assert page.title() != "hacked"
     assert page.locator(".answer img").count() == 0
+    assert [page.locator(f".answer {tag}").count() for tag in ("strong", "math")] == [2, 2]
 
 
-def test_a_change_that_is_not_saved_is_reported_and_sent_again(page):
-    page.goto("/review/pilot?rater=anna")
+def test_a_change_that_is_not_saved_is_reported_and_sent_again(page, started):
+    page.goto(started)
     page.route("**/api/review/**", lambda route: route.abort())
     page.check('[name="left.trust"][value="2"]')
     page.wait_for_selector("#status.failed")
@@ -135,8 +153,8 @@ def test_a_change_that_is_not_saved_is_reported_and_sent_again(page):
     assert page.is_checked('[name="left.trust"][value="2"]')
 
 
-def test_answers_are_beside_each_other_and_on_a_phone_below(page):
-    page.goto("/review/pilot?rater=anna")
+def test_answers_are_beside_each_other_and_on_a_phone_below(page, started):
+    page.goto(started)
     left, right = (page.locator(".answer").nth(place).bounding_box() for place in (0, 1))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
@@ -165,12 +183,28 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "package" / "axe.min.js").read_text(encoding="utf-8")
 
 
+def test_the_review_is_closed_on_its_page(page, rater, started):
+    page.goto(f"/review/{rater.review}/results")
+    page.check("[type=checkbox]")
+    page.click("button[type=submit]")
+    page.wait_for_selector(".verdict")
+    assert "zebra-7b" in page.content()
+    page.goto(started)
+    assert "is closed" in page.content()
+
+
 @pytest.mark.network
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(page, address, axe, scheme):
+def test_axe_finds_no_violation(page, rater, axe, scheme):
     page.emulate_media(color_scheme=scheme)
-    for path in (*PATHS, "/review/pilot/results"):
+    base = f"/review/{rater.review}"
+    paths = ["/review", base, f"{base}?rater=anna", f"{base}?rater=anna&item=", f"{base}/results"]
+    for token in rater.start()[1:]:
+        rater.rate(token, {})
+    for path in paths:
         check_with_axe(page, axe, path)
+    rater.request("POST", f"/api{base}/close", json={})
+    check_with_axe(page, axe, f"{base}/results")
 
 
 def check_with_axe(page, axe: str, path: str) -> None:
@@ -178,20 +212,3 @@ def check_with_axe(page, axe: str, path: str) -> None:
     page.evaluate(axe)  # not a script of the page, so its policy does not apply
     violations = page.evaluate("axe.run()")["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == [], path
-
-
-def test_the_review_is_closed_on_its_page(page):
-    page.goto("/review/pilot/results")
-    page.check("[name=sure]")
-    page.click("button[type=submit]")
-    page.wait_for_selector(".verdict")
-    assert "zebra-7b" in page.content()
-    page.goto("/review/pilot?rater=anna")
-    assert "is closed" in page.content()
-
-
-@pytest.mark.network
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation_in_the_results(page, axe, scheme):
-    page.emulate_media(color_scheme=scheme)
-    check_with_axe(page, axe, "/review/pilot/results")

@@ -4,14 +4,17 @@ import csv
 import hashlib
 import io
 import json
+import re
 from contextlib import contextmanager
 
 import pytest
 from starlette.testclient import TestClient
 
+from meditron.serve.audit import last_events
 from meditron.serve.review.store import ReviewStore
 from meditron.store.people import People, Person
 from review_server import MODELS, SCALES, Rater, add_review, close_store, review_app, review_client
+from serve.pages import open_site
 
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{7*7}}"
 FULL = dict.fromkeys(SCALES, 3) | {"harmful": False}
@@ -108,11 +111,23 @@ def test_wrong_requests_are_explained(client, method, path, body, status):
 
 def test_an_incomplete_review_cannot_be_started(tmp_path):
     add_review(tmp_path, questions=2)
-    with ReviewStore(tmp_path) as store, store._database.transaction() as connection:
+    with ReviewStore(tmp_path) as store, store.transaction() as connection:
         connection.execute("DELETE FROM answers WHERE id = 1")
     with review_client(tmp_path) as client:
         assert client.post("/api/review/pilot/raters", json={"rater": "anna"}).status_code == 409
         assert "being prepared" in client.get("/review/pilot").text
+
+
+def test_closing_and_exporting_are_audited(tmp_path):
+    add_review(tmp_path, questions=1)
+    with open_site(tmp_path) as site:
+        site.post("/api/review/pilot/close")
+        site.get("/api/review/pilot/export", format="csv")
+        close_store(site.client.app)
+        site.state.records.audit_writer.flush()
+        *_, closed, exported = last_events(tmp_path, 9)
+    assert (closed["event"], closed["person"], closed["name"]) == ("close", "local", "pilot")
+    assert (exported["event"], exported["name"], exported["rows"]) == ("export", "pilot", 0)
 
 
 def test_people_with_keys_rate_under_their_own_name(tmp_path):
@@ -159,28 +174,61 @@ def test_hostile_texts_stay_text(tmp_path):
         saved = client.post(f"/api/review/pilot/items/{token}", params={"rater": rater}, json=body)
         assert saved.json()["complete"] == 1
         query = {"rater": rater, "item": token}
-        pages = [
-            client.get("/review"),
-            client.get("/review/pilot"),
-            client.get("/review/pilot", params=query),
-        ]
-        pages += [client.get("/review/pilot", params={"rater": rater}), client.get("/review/pilot/results")]
+        client.headers["accept"] = "text/html"
+        pages = [client.get("/review"), client.get("/review/pilot")]
+        pages += [client.get("/review/pilot", params=each) for each in (query, {"rater": rater})]
+        pages += [client.get("/review/pilot/results")]
         client.post("/api/review/pilot/close", json={})
-        pages += [
-            client.get("/review/pilot/results"),
-            client.get("/review"),
-            client.get("/review/<script>alert(1)"),
-        ]
+        paths = ("/review/pilot/results", "/review", "/review/<script>alert(1)")
+        pages += [client.get(path) for path in paths]
     shown = "".join(page.text for page in pages)
     for page in pages:
         assert "alert(1)</script>" not in page.text
         assert "<img" not in page.text
         assert "onerror=alert" not in page.text.replace("onerror=alert(1)&gt;", "")
         assert " style=" not in page.text  # a strict CSP allows no inline styles or scripts
-        assert page.text.count("<script") == page.text.count(
-            '<script src="/static/review.js" defer></script>'
-        )
+        assert page.text.count("<script") == page.text.count('src="/static/re')
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+
+
+def test_answers_are_rendered_as_on_the_chat_page_and_cannot_change_the_page(tmp_path):
+    answer = (
+        "# Title\n\n**bold** and $x^2$, [good](https://example.org/), [bad](javascript:alert(1))\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n![p](https://evil.org/p.png)\n\n"
+        "<h2 id=question>Answer 2</h2><form action=//evil.org><input name=rater></form>\n\n"
+        "</div></section></form><img src=x onerror=alert(1)><style>*{display:none}</style>"
+        "<b id=rating class=answer style=position:fixed>x</b><script>alert(1)</script>"
+    )
+    add_review(tmp_path, questions=1, text=lambda model, number: answer)
+    with review_client(tmp_path) as client:
+        [token] = Rater(client, "anna").start()
+        page = client.get("/review/pilot", params={"rater": "anna", "item": token}).text
+    for shown in ("<strong>bold</strong>", "<msup>", "<h3>Title</h3>", "<td>1</td>"):
+        assert page.count(shown) == 2
+    assert page.count('<a href="https://example.org/" target="_blank" rel="noopener noreferrer">') == 2
+    for tag, count in {"<form": 1, "</form>": 1, "<script": 1, "<h2": 4, "</section>": 4, "<img": 0}.items():
+        assert page.count(tag) == count, tag
+    assert not re.search(r'<style|<\w[^>]* (?:style|on\w+)=|href="javascript', page)
+    assert (page.count('id="rating"'), page.count('id="question"')) == (1, 1)
+    assert "(an empty answer)" not in page
+
+
+def test_pseudonyms_follow_neither_from_the_seed_nor_from_the_order_of_starting(tmp_path):
+    orders = set()
+    for data in (tmp_path / str(number) for number in range(8)):
+        add_review(data, questions=1)
+        with review_client(data) as client:
+            for name in ("anna", "ben", "chloé"):
+                rater = Rater(client, name)
+                [token] = rater.start()
+                path = f"/api/review/pilot/items/{token}"
+                client.post(path, params=rater.query, json={"preference": "tie", "comment": name})
+            client.post("/api/review/pilot/close", json={})
+            lines = client.get("/api/review/pilot/export", params={"pseudonyms": "1"}).text.splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["rater"] for row in rows] == [f"rater-{number}" for number in (1, 1, 2, 2, 3, 3)]
+        orders.add(tuple(row["pair_comment"] for row in rows))
+    assert len(orders) > 1  # one review in the same order eight times: less than one in a hundred thousand
 
 
 def test_the_export_is_safe_for_spreadsheets_and_can_hide_names(client):

@@ -33,6 +33,7 @@ __all__ = [
     "import_answers",
     "names_a_model",
     "prompt_version",
+    "public_spec",
 ]
 
 _SHORTEST_NAME = 3  # characters of a model's name that is searched in the answers
@@ -59,6 +60,12 @@ def prompt_version(system: str | None) -> str:
     return hashlib.sha256(system.encode()).hexdigest()[:16] if system else "none"
 
 
+def public_spec(spec: str) -> str:
+    """Return a MODEL without credentials."""
+    is_address = spec.startswith(API_SCHEME)
+    return API_SCHEME + public_address(spec.removeprefix(API_SCHEME)) if is_address else spec
+
+
 def identify_model(spec: str) -> dict[str, Any]:
     """Return the identity of a MODEL: its name without credentials, SHA-256 and quantization.
 
@@ -68,7 +75,7 @@ def identify_model(spec: str) -> dict[str, Any]:
         SourceError, InputError: as `resolve_model`.
     """
     if spec.startswith(API_SCHEME):
-        return {"model": API_SCHEME + public_address(spec.removeprefix(API_SCHEME))}
+        return {"model": public_spec(spec)}
     files = resolve_model(spec)
     identity: dict[str, Any] = {"model": files.spec, "sha256": _digest(files)}
     if files.kind == "gguf":
@@ -113,7 +120,7 @@ def generate_answers(
         ) as bar:
             for question in questions:
                 done = chat.ask(question.text, sampling).finish()
-                store.add_answers(review, model, [(question.key, done.text.strip(), done.stop)])
+                store.add_answers(review, model, [(question.key, done.text, done.stop)])
                 bar.advance()
     return len(questions)
 
@@ -184,6 +191,5 @@ def _read_answers(path: Path) -> dict[str, str]:
             raise InputError(path, f"an answer of more than {_LONGEST_ANSWER:,} characters", place=place)
         if str(key) in texts:
             raise InputError(path, f"the id {key!r} is on an earlier line too", place=place)
-        # Half surrogate pairs, which JSON escapes can write, cannot be stored.
-        texts[str(key)] = text.encode(errors="replace").decode().strip()
+        texts[str(key)] = text
     return texts

@@ -1,13 +1,11 @@
 """Rows of a closed review for other programs: one for each rating of an answer by a person."""
 
-import csv
-import hashlib
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from meditron.serve.log_export import csv_line
 from meditron.serve.review.answers import names_a_model
 from meditron.serve.review.ratings import (
     BIAS_KIND,
@@ -26,7 +24,6 @@ __all__ = ["analyse_review", "export_rows", "result_json", "to_csv"]
 
 _TEXTS = ("question_text", "answer")
 """Keys that a table leaves out."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def analyse_review(store: ReviewStore, review: Review) -> ReviewResult:
@@ -69,7 +66,7 @@ def export_rows(store: ReviewStore, review: Review, *, pseudonyms: bool) -> list
     Args:
         store: The database.
         review: A closed review.
-        pseudonyms: Replace the raters' names by `rater-1`, `rater-2`, … in an order that says nothing.
+        pseudonyms: Replace the raters' names by `rater-1`, `rater-2`, … in a random order.
 
     Raises:
         NotOpenError: the review is not closed.
@@ -78,7 +75,9 @@ def export_rows(store: ReviewStore, review: Review, *, pseudonyms: bool) -> list
     texts = {(answer.question.key, answer.model): answer.text for answer in store.answers(review)}
     labels, identities = [each.label for each in models], [each.identity for each in models]
     named = {key for key, text in texts.items() if names_a_model(text, labels, identities)}
-    names = _pseudonyms(review, items) if pseudonyms else {}
+    names = _pseudonyms(items) if pseudonyms else {}
+    if pseudonyms:  # the database has them in the order in which the raters started
+        items.sort(key=lambda item: [*names].index(item.rater))
     return [
         {
             "review": review.name,
@@ -94,17 +93,12 @@ def export_rows(store: ReviewStore, review: Review, *, pseudonyms: bool) -> list
     ]
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV without their long texts.
-
-    A cell that a spreadsheet would run as a formula begins with an apostrophe.
-    """
-    file = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(file, [key for key in rows[0] if key not in _TEXTS], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return file.getvalue()
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows as CSV without their long texts."""
+    if not rows:
+        return b""
+    names = [key for key in rows[0] if key not in _TEXTS]
+    return b"".join(csv_line(cells) for cells in (names, *([row[name] for name in names] for row in rows)))
 
 
 def _answer_row(item: RatedItem, model: str, review: Review) -> dict[str, Any]:
@@ -129,16 +123,11 @@ def _answer_row(item: RatedItem, model: str, review: Review) -> dict[str, Any]:
     }
 
 
-def _pseudonyms(review: Review, items: Iterable[RatedItem]) -> dict[str, str]:
-    def key(rater: str) -> bytes:
-        return hashlib.sha256(f"{review.seed}\0{review.name}\0{rater}".encode()).digest()
-
-    raters = sorted({item.rater for item in items}, key=key)
+def _pseudonyms(items: Sequence[RatedItem]) -> dict[str, str]:
+    """Return rater → pseudonym. The order must not follow from the review's seed, which the results show."""
+    tokens = {item.rater: item.token for item in items if item.place == 0}
+    raters = sorted(tokens, key=tokens.__getitem__)
     return {rater: f"rater-{number}" for number, rater in enumerate(raters, start=1)}
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _time(seconds: float | None) -> str | None:

@@ -1,5 +1,6 @@
 """What the database of reviews takes and returns."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from meditron.core.errors import UsageError
 from meditron.serve.review.questions import Question
 from meditron.serve.review.ratings import HARM_KIND, HARMFUL, PAIR, PREFERENCE, Values
-from meditron.serve.review.rubric import Rubric
+from meditron.serve.review.rubric import PREFERENCES, Rubric
 
 __all__ = [
     "Answer",
@@ -23,6 +24,9 @@ __all__ = [
 
 State = Literal["incomplete", "open", "closed"]
 """Answers are missing; people rate; finished."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_MODELS = 6
+_SHORTEST_LABEL = 3  # a shorter label of a model occurs in any name by chance
 
 
 class NotOpenError(UsageError):
@@ -46,6 +50,25 @@ class ReviewSetup:
     seed: int | None = None
     """Seed of the sides and orders; None: a random one."""
     creator: str = "local"
+
+    def check(self) -> None:
+        """Raise UsageError if the name of the review or of a model cannot be used."""
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"{self.name!r:.80}: the name of a review has up to 64 letters, digits, '.', '_' and '-'"
+            )
+        if not 2 <= len(self.models) <= _MOST_MODELS:
+            raise UsageError(f"a review compares 2 to {_MOST_MODELS} models, got {len(self.models)}")
+        for label in self.models:
+            if label in PREFERENCES:
+                raise UsageError(f"a model cannot be called {label}", hint="the results use this word")
+            if self.models.count(label) > 1:
+                raise UsageError(f"two models are called {label}", hint="--model NAME=MODEL gives one a name")
+            if len(label) >= _SHORTEST_LABEL and label.casefold() in self.name.casefold():
+                raise UsageError(
+                    f"the name of the review, {self.name}, contains that of a model, {label}",
+                    hint="raters see the review's name",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +155,8 @@ class RatedItem:
     """A comparison with the models' names, for the results."""
 
     rater: str
+    token: str
+    """Random, and not part of any export."""
     place: int
     question: Question
     left: str

@@ -4,19 +4,17 @@ Until a review is closed, no response contains a model's name, path or hash, or 
 themselves that tells the two sides apart: results and export answer 409.
 """
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
 from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
-from meditron.core.errors import MeditronError, UsageError
-from meditron.serve.errors import RequestError, error_body, error_response
+from meditron.core.config import Config
+from meditron.core.errors import RoleError, SourceError, UsageError
+from meditron.serve.bodies_as import with_body
 from meditron.serve.pages import person_of, render_page, state_of
 from meditron.serve.review import views
 from meditron.serve.review.export import analyse_review, export_rows, result_json, to_csv
@@ -24,14 +22,17 @@ from meditron.serve.review.ratings import missing_fields, read_changes, read_rat
 from meditron.serve.review.records import Item, ItemLink, NotOpenError, Review
 from meditron.serve.review.store import ReviewStore
 from meditron.store.jsonl import encode_row
-from meditron.store.people import Role
 
 __all__ = ["routes"]
 
-_NO_STORE = {"Cache-Control": "no-store"}
-"""The browser loads such a page again when the user goes back to it, so it shows what is saved."""
 _opening = Lock()
-Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Start(Config):
+    """Who starts to rate."""
+
+    rater: str | None = None
+    """Name that an admin has chosen."""
 
 
 def _store(request: Request) -> ReviewStore:
@@ -43,65 +44,24 @@ def _store(request: Request) -> ReviewStore:
         return store
 
 
-def _require(request: Request, role: Role) -> None:
-    try:
-        person_of(request).require(role)
-    except UsageError as error:
-        raise RequestError(error.message, status=403) from error
-
-
-def _rater(request: Request, given: object) -> str:
+def _rater(request: Request, given: str | None) -> str:
     """Return the name under which a person rates: its own, or the one that an admin has chosen.
 
     Several people may use a server with one key, or with none. They are one person to it, which has every
     role, and tell themselves apart by names.
     """
-    _require(request, "review")
     person = person_of(request)
+    person.require("review")
     if given is None or given == person.name:
         return person.name
     if "admin" not in person.roles:
-        raise RequestError(f"{person.name} cannot rate as somebody else", status=403)
+        raise RoleError(f"{person.name} cannot rate as somebody else")
     return read_rater_name(given)
 
 
-def _api(work: Callable[[Request, Any], Response]) -> Endpoint:
-    """Make an endpoint of a function of a request and its JSON body; errors are JSON too."""
-
-    @wraps(work)
-    async def endpoint(request: Request) -> Response:
-        try:
-            body = await _read_json(request) if request.method == "POST" else None
-            response = await run_in_threadpool(work, request, body)
-        except MeditronError as error:
-            response = error_response(error)
-        response.headers.update(_NO_STORE)
-        return response
-
-    return endpoint
-
-
-def _page(work: Callable[[Request], Response]) -> Endpoint:
-    """Make an endpoint of a function that returns a page; errors are pages too."""
-
-    @wraps(work)
-    async def endpoint(request: Request) -> Response:
-        try:
-            response = await run_in_threadpool(work, request)
-        except MeditronError as error:
-            status, _ = error_body(error)
-            response = render_page(request, "review/error.html", title="Review", status=status, error=error)
-        response.headers.update(_NO_STORE)
-        return response
-
-    return endpoint
-
-
-async def _read_json(request: Request) -> Any:  # noqa: ANN401  # any JSON
-    try:
-        return await request.json()
-    except (ValueError, RecursionError) as error:
-        raise UsageError("the body is not JSON") from error
+def _audit(request: Request, event: str, **fields: str | int) -> None:
+    if (records := state_of(request).records) is not None:
+        records.audit_event(event, person=person_of(request).name, **fields)
 
 
 def _review(request: Request) -> Review:
@@ -110,53 +70,38 @@ def _review(request: Request) -> Review:
 
 def _overview(request: Request) -> list[dict[str, Any]]:
     """Return each review with the progress of the person, for an admin of every rater."""
-    person = person_of(request)
+    person, store = person_of(request), _store(request)
     if "admin" not in person.roles:
-        _require(request, "review")
-    rows = []
-    for review in _store(request).reviews():
-        raters = _progress(request, review)
-        if "admin" not in person.roles:
-            raters = [each for each in raters if each["rater"] == person.name]
-        row = {"review": review.name, "state": review.state, "questions": review.questions}
-        rows.append({**row, "raters": raters})
-    return rows
+        person.require("review")
+    return [
+        {
+            "review": review.name,
+            "state": review.state,
+            "questions": review.questions,
+            "raters": [
+                progress
+                for rater, progress in store.progress(review).items()
+                if "admin" in person.roles or rater == person.name
+            ],
+        }
+        for review in store.reviews()
+    ]
 
 
-def _progress(request: Request, review: Review) -> list[dict[str, Any]]:
-    rows = []
-    for name in _store(request).raters(review):
-        complete, comparisons = _store(request).progress(review, name)
-        rows.append({"rater": name, "complete": complete, "comparisons": comparisons})
-    return rows
-
-
-@_api
-def list_reviews(request: Request, _: object) -> Response:
+def list_reviews(request: Request) -> Response:
     """Return the reviews."""
     return JSONResponse({"reviews": _overview(request)})
 
 
-@_api
-def start(request: Request, body: object) -> Response:
+@with_body(Start)
+def start(request: Request, body: Start) -> Response:
     """Give a rater their comparisons, and return the address of the first open one."""
-    if not isinstance(body, dict) or set(body) - {"rater"}:
-        raise UsageError('the body must be {"rater": NAME} or {}')
-    rater, review = _rater(request, body.get("rater")), _review(request)
-    _store(request).start(review, rater)
-    complete, comparisons = _store(request).progress(review, rater)
-    return JSONResponse(
-        {
-            "rater": rater,
-            "complete": complete,
-            "comparisons": comparisons,
-            "page": _address(review, rater),
-        }
-    )
+    rater, review, store = _rater(request, body.rater), _review(request), _store(request)
+    store.start(review, rater)
+    return JSONResponse({**store.progress(review)[rater], "next": _address(review, rater)})
 
 
-@_api
-def list_items(request: Request, _: object) -> Response:
+def list_items(request: Request) -> Response:
     """Return a rater's comparisons in the rater's order."""
     review = _review(request)
     items = _own_items(request, review, _rater(request, request.query_params.get("rater")))
@@ -168,62 +113,53 @@ def list_items(request: Request, _: object) -> Response:
     )
 
 
-@_api
-def read_item(request: Request, _: object) -> Response:
+def read_item(request: Request) -> Response:
     """Return a comparison: the question, both answers, and what the rater has saved."""
     review, rater = _review(request), _rater(request, request.query_params.get("rater"))
     item = _store(request).item(review, rater, request.path_params["token"])
     return JSONResponse(_item_json(item, review))
 
 
-@_api
-def save_item(request: Request, body: object) -> Response:
+@with_body(dict)
+def save_item(request: Request, body: dict[str, Any]) -> Response:
     """Save ratings of a comparison; any part of them."""
     review, rater = _review(request), _rater(request, request.query_params.get("rater"))
-    changes = read_changes(body, review.rubric)
-    item = _store(request).save(review, rater, request.path_params["token"], changes)
-    complete, comparisons = _store(request).progress(review, rater)
-    return JSONResponse(
-        {
-            "missing": missing_fields(item.values, review.rubric),
-            "complete": complete,
-            "comparisons": comparisons,
-        }
-    )
+    store, changes = _store(request), read_changes(body, review.rubric)
+    item = store.save(review, rater, request.path_params["token"], changes)
+    missing = missing_fields(item.values, review.rubric)
+    return JSONResponse({"missing": missing, **store.progress(review)[rater]})
 
 
-@_api
-def close(request: Request, _: object) -> Response:
+def close(request: Request) -> Response:
     """End the rating."""
-    _require(request, "admin")
-    review = _store(request).close(_review(request), person_of(request).name)
+    person_of(request).require("admin")
+    review = _store(request).close_review(_review(request), person_of(request).name)
+    _audit(request, "close", name=review.name)
     return JSONResponse({"review": review.name, "state": review.state})
 
 
-@_api
-def read_results(request: Request, _: object) -> Response:
+def read_results(request: Request) -> Response:
     """Return the results of a closed review."""
-    _require(request, "admin")
+    person_of(request).require("admin")
     return JSONResponse(result_json(_store(request), _review(request)))
 
 
-@_api
-def read_export(request: Request, _: object) -> Response:
+def read_export(request: Request) -> Response:
     """Return the ratings of a closed review as JSON lines or CSV."""
-    _require(request, "admin")
+    person_of(request).require("admin")
     form = request.query_params.get("format", "jsonl")
     if form not in ("jsonl", "csv"):
         raise UsageError(f"the format must be jsonl or csv, got {form!r:.40}")
     pseudonyms = request.query_params.get("pseudonyms", "") in ("1", "true")
     review = _review(request)
     rows = export_rows(_store(request), review, pseudonyms=pseudonyms)
-    content = to_csv(rows).encode() if form == "csv" else b"".join(map(encode_row, rows))
+    _audit(request, "export", name=review.name, rows=len(rows), format=form)
+    content = b"".join(map(encode_row, rows)) if form == "jsonl" else to_csv(rows)
     kind = "text/csv" if form == "csv" else "application/jsonl"
     disposition = f'attachment; filename="{review.name}.{form}"'
     return Response(content, media_type=kind, headers={"Content-Disposition": disposition})
 
 
-@_page
 def list_page(request: Request) -> Response:
     """Show the reviews with the progress."""
     return render_page(
@@ -235,7 +171,6 @@ def list_page(request: Request) -> Response:
     )
 
 
-@_page
 def review_page(request: Request) -> Response:
     """Show a comparison; before the first one, the start; after the last one, all comparisons."""
     review, given = _review(request), request.query_params.get("rater")
@@ -272,7 +207,6 @@ def review_page(request: Request) -> Response:
 def _start_page(request: Request, review: Review, given: str | None) -> Response:
     person = person_of(request)
     store = _store(request)
-    known = store.raters(review) if "admin" in person.roles else []
     if given is None and "admin" not in person.roles and store.items(review, person.name):
         return RedirectResponse(_address(review, person.name), 303)
     return render_page(
@@ -283,14 +217,17 @@ def _start_page(request: Request, review: Review, given: str | None) -> Response
         rubric=review.rubric,
         chooses_name="admin" in person.roles,
         rater=given or "",
-        known=[(name, _address(review, name), store.progress(review, name)) for name in known],
+        known=[
+            {**progress, "address": _address(review, rater)}
+            for rater, progress in store.progress(review).items()
+            if "admin" in person.roles
+        ],
     )
 
 
-@_page
 def results_page(request: Request) -> Response:
     """Show the results of a closed review, or the progress and a button that closes it."""
-    _require(request, "admin")
+    person_of(request).require("admin")
     review, store = _review(request), _store(request)
     if review.state != "closed":
         return render_page(
@@ -298,7 +235,7 @@ def results_page(request: Request) -> Response:
             "review/close.html",
             title=f"Review {review.name}",
             review=review,
-            raters=_progress(request, review),
+            raters=store.progress(review).values(),
         )
     result = analyse_review(store, review)
     return render_page(
@@ -313,7 +250,7 @@ def results_page(request: Request) -> Response:
 def _own_items(request: Request, review: Review, rater: str) -> list[ItemLink]:
     items = _store(request).items(review, rater)
     if not items:
-        raise RequestError(f"{rater} has not started the review {review.name}", status=404)
+        raise SourceError(f"{rater} has not started the review {review.name}")
     return items
 
 

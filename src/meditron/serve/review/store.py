@@ -1,14 +1,13 @@
 """The database of reviews: `review.db` in the folder of the server's data."""
 
 import json
-import re
 import secrets
 import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from meditron.core.errors import SourceError, UsageError
 from meditron.serve.review.blinding import pair_answers
@@ -25,25 +24,92 @@ from meditron.serve.review.records import (
     ReviewSetup,
 )
 from meditron.serve.review.rubric import Rubric
-from meditron.serve.review.schema import MIGRATIONS
 from meditron.store.database import Database
 
 __all__ = ["DATABASE", "ReviewStore"]
 
 DATABASE = "review.db"
 """File in the folder of the server's data."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MOST_MODELS = 6
-_SEEDS = 1 << 31
-_SHORTEST_LABEL = 3  # a shorter label of a model occurs in any name by chance
+_SEED_BITS = 63  # the most that SQLite stores: a shorter seed could be found by trying all of them
+# A change of a rating is a further row of `ratings`; the newest one counts. Values and identities are JSON.
+_MIGRATIONS = (
+    """
+    CREATE TABLE reviews (
+      id INTEGER PRIMARY KEY,
+      name TEXT NOT NULL UNIQUE,
+      created REAL NOT NULL,
+      creator TEXT NOT NULL,
+      closed REAL,
+      closer TEXT,
+      seed INTEGER NOT NULL,
+      setup TEXT NOT NULL,
+      questions_sha256 TEXT NOT NULL,
+      rubric TEXT NOT NULL,
+      rubric_sha256 TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE models (
+      id INTEGER PRIMARY KEY,
+      review INTEGER NOT NULL REFERENCES reviews (id),
+      place INTEGER NOT NULL,
+      label TEXT NOT NULL,
+      identity TEXT NOT NULL,
+      UNIQUE (review, place),
+      UNIQUE (review, label)
+    ) STRICT;
+    CREATE TABLE questions (
+      id INTEGER PRIMARY KEY,
+      review INTEGER NOT NULL REFERENCES reviews (id),
+      place INTEGER NOT NULL,
+      key TEXT NOT NULL,
+      text TEXT NOT NULL,
+      category TEXT,
+      subkind TEXT,
+      UNIQUE (review, key)
+    ) STRICT;
+    CREATE TABLE answers (
+      id INTEGER PRIMARY KEY,
+      question INTEGER NOT NULL REFERENCES questions (id),
+      model INTEGER NOT NULL REFERENCES models (id),
+      text TEXT NOT NULL,
+      stop TEXT,
+      UNIQUE (question, model)
+    ) STRICT;
+    CREATE TABLE raters (
+      id INTEGER PRIMARY KEY,
+      review INTEGER NOT NULL REFERENCES reviews (id),
+      name TEXT NOT NULL,
+      started REAL NOT NULL,
+      UNIQUE (review, name)
+    ) STRICT;
+    CREATE TABLE items (
+      id INTEGER PRIMARY KEY,
+      token TEXT NOT NULL UNIQUE,
+      rater INTEGER NOT NULL REFERENCES raters (id),
+      place INTEGER NOT NULL,
+      left_answer INTEGER NOT NULL REFERENCES answers (id),
+      right_answer INTEGER NOT NULL REFERENCES answers (id),
+      complete INTEGER NOT NULL DEFAULT 0,
+      UNIQUE (rater, place)
+    ) STRICT;
+    CREATE TABLE ratings (
+      id INTEGER PRIMARY KEY,
+      item INTEGER NOT NULL REFERENCES items (id),
+      side TEXT NOT NULL CHECK (side IN ('left', 'right', 'pair')),
+      field TEXT NOT NULL,
+      value TEXT NOT NULL,
+      saved REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX ratings_of_item ON ratings (item, id);
+    """,
+)
 
 
-class ReviewStore:
+class ReviewStore(Database):
     """Reviews, their answers, raters and ratings."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or create the database in the folder of the server's data."""
-        self._database = Database(folder / DATABASE, MIGRATIONS)
+        """Open or create the database in the folder of the server's data. Errors are those of `Database`."""
+        super().__init__(folder / DATABASE, _MIGRATIONS)
 
     def create(self, setup: ReviewSetup) -> Review:
         """Create a review, or return the one of this name if it was created from the same.
@@ -51,12 +117,12 @@ class ReviewStore:
         Raises:
             UsageError: the name or a label is invalid, or there is another review of this name.
         """
-        _check_setup(setup)
-        with self._database.transaction() as connection:
-            row = connection.execute("SELECT id FROM reviews WHERE name = ?", (setup.name,)).fetchone()
+        setup.check()
+        with self.transaction() as connection:
+            row = connection.execute("SELECT * FROM reviews WHERE name = ?", (setup.name,)).fetchone()
             if row is None:
                 _insert_review(connection, setup)
-            elif (different := _difference(connection, row["id"], setup)) is not None:
+            elif (different := _difference(connection, row, setup)) is not None:
                 raise UsageError(
                     f"there is a review {setup.name} already, with {different}", hint="choose another name"
                 )
@@ -64,49 +130,49 @@ class ReviewStore:
 
     def reviews(self) -> list[Review]:
         """Return all reviews, the newest first."""
-        with self._database.transaction() as connection:
-            rows = connection.execute("SELECT * FROM reviews ORDER BY created DESC, id DESC").fetchall()
-            return [_review(connection, row) for row in rows]
+        return [_review(row) for row in self.rows(f"{_REVIEWS} ORDER BY created DESC, id DESC")]
 
     def get(self, name: str) -> Review:
         """Return a review; SourceError if there is none of this name."""
-        with self._database.transaction() as connection:
-            row = connection.execute("SELECT * FROM reviews WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                raise SourceError(f"there is no review {name!r:.80}", hint="meditron review list")
-            return _review(connection, row)
+        for row in self.rows(f"{_REVIEWS} WHERE name = ?", (name,)):
+            return _review(row)
+        raise SourceError(f"there is no review {name!r:.80}", hint="meditron review list")
 
     def models(self, review: Review) -> list[ReviewModel]:
         """Return the models in the order of the results."""
-        with self._database.transaction() as connection:
-            rows = connection.execute("SELECT * FROM models WHERE review = ? ORDER BY place", (review.id,))
-            return [ReviewModel(row["id"], row["label"], json.loads(row["identity"])) for row in rows]
+        rows = self.rows("SELECT * FROM models WHERE review = ? ORDER BY place", (review.id,))
+        return [ReviewModel(row["id"], row["label"], json.loads(row["identity"])) for row in rows]
 
     def unanswered(self, review: Review, model: ReviewModel) -> list[Question]:
         """Return the questions that a model has no answer to yet, in the order of the file."""
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                "SELECT * FROM questions WHERE review = ? AND NOT EXISTS (SELECT 1 FROM answers "
-                "WHERE question = questions.id AND model = ?) ORDER BY place",
-                (review.id, model.id),
-            )
-            return [_question(row) for row in rows]
+        rows = self.rows(
+            "SELECT * FROM questions WHERE review = ? AND NOT EXISTS (SELECT 1 FROM answers "
+            "WHERE question = questions.id AND model = ?) ORDER BY place",
+            (review.id, model.id),
+        )
+        return [_question(row) for row in rows]
 
     def set_identity(self, model: ReviewModel, identity: Mapping[str, Any]) -> None:
         """Record where a model's answers come from.
 
         Raises:
-            UsageError: another one was recorded with the first answers.
+            UsageError: the answers that are stored come from another model.
         """
-        if model.identity and dict(model.identity) != dict(identity):
-            changed = sorted(
-                key for key in {*model.identity, *identity} if model.identity.get(key) != identity.get(key)
-            )
-            raise UsageError(
-                f"{model.label}: not the model that gave the first answers: {', '.join(changed)} changed",
-                hint="create another review",
-            )
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
+            # Read again, because another process may have stored answers since.
+            row = connection.execute(
+                "SELECT identity, EXISTS (SELECT 1 FROM answers WHERE model = models.id) AS has_answers "
+                "FROM models WHERE id = ?",
+                (model.id,),
+            ).fetchone()
+            known = json.loads(row["identity"])
+            changed = [key for key in {*known, *identity} if known.get(key) != identity.get(key)]
+            if row["has_answers"] and changed:
+                raise UsageError(
+                    f"{model.label}: not the model that gave the first answers: "
+                    f"{', '.join(sorted(changed))} changed",
+                    hint="create another review",
+                )
             connection.execute(
                 "UPDATE models SET identity = ? WHERE id = ?",
                 (json.dumps(dict(identity), sort_keys=True), model.id),
@@ -115,25 +181,25 @@ class ReviewStore:
     def add_answers(
         self, review: Review, model: ReviewModel, answers: Iterable[tuple[str, str, str | None]]
     ) -> None:
-        """Store answers: id of the question, text, stop reason."""
-        with self._database.transaction() as connection:
+        """Store answers: id of the question, text, stop reason. An answer that is stored already stays."""
+        with self.transaction() as connection:
             for key, text, stop in answers:
                 connection.execute(
                     "INSERT INTO answers (question, model, text, stop) "
-                    "SELECT id, ?, ?, ? FROM questions WHERE review = ? AND key = ?",
-                    (model.id, text, stop, review.id, key),
+                    "SELECT id, ?, ?, ? FROM questions WHERE review = ? AND key = ? ON CONFLICT DO NOTHING",
+                    # Half of a surrogate pair, which JSON escapes can write, has no UTF-8 form.
+                    (model.id, text.encode(errors="replace").decode().strip(), stop, review.id, key),
                 )
 
     def answers(self, review: Review) -> list[Answer]:
         """Return all answers by question and model."""
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                "SELECT questions.*, answers.text AS answer, models.label FROM answers "
-                "JOIN questions ON questions.id = answers.question JOIN models ON models.id = answers.model "
-                "WHERE questions.review = ? ORDER BY questions.place, models.place",
-                (review.id,),
-            )
-            return [Answer(_question(row), row["label"], row["answer"]) for row in rows]
+        rows = self.rows(
+            "SELECT questions.*, answers.text AS answer, models.label FROM answers "
+            "JOIN questions ON questions.id = answers.question JOIN models ON models.id = answers.model "
+            "WHERE questions.review = ? ORDER BY questions.place, models.place",
+            (review.id,),
+        )
+        return [Answer(_question(row), row["label"], row["answer"]) for row in rows]
 
     def start(self, review: Review, rater: str) -> None:
         """Give a rater their comparisons; does nothing if they have them.
@@ -141,29 +207,24 @@ class ReviewStore:
         Raises:
             NotOpenError: the review is closed or incomplete, and the rater has not started.
         """
-        with self._database.transaction() as connection:
-            if _rater_id(connection, review, rater) is None:
+        with self.transaction() as connection:
+            known = "SELECT 1 FROM raters WHERE review = ? AND name = ?"
+            if connection.execute(known, (review.id, rater)).fetchone() is None:
                 _require_open(connection, review)
                 _insert_items(connection, review, rater)
 
-    def raters(self, review: Review) -> list[str]:
-        """Return the names of all raters in the order in which they started."""
-        with self._database.transaction() as connection:
-            rows = connection.execute("SELECT name FROM raters WHERE review = ? ORDER BY id", (review.id,))
-            return [row["name"] for row in rows]
-
     def items(self, review: Review, rater: str) -> list[ItemLink]:
         """Return a rater's comparisons in the rater's order; none if the rater has not started."""
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                "SELECT token, place, complete FROM items WHERE rater = ? ORDER BY place",
-                (_rater_id(connection, review, rater),),
-            )
-            return [ItemLink(row["token"], row["place"], bool(row["complete"])) for row in rows]
+        rows = self.rows(
+            "SELECT token, place, complete FROM items JOIN raters ON raters.id = items.rater "
+            "WHERE review = ? AND name = ? ORDER BY place",
+            (review.id, rater),
+        )
+        return [ItemLink(row["token"], row["place"], bool(row["complete"])) for row in rows]
 
     def item(self, review: Review, rater: str, token: str) -> Item:
         """Return one comparison of a rater; SourceError if the rater has no such one."""
-        with self._database.transaction() as connection:
+        with self.snapshot() as connection:
             row = _item_row(connection, review, rater, token)
             return _item(row, _values_of(connection, "items.id = ?", row["id"]))
 
@@ -174,7 +235,7 @@ class ReviewStore:
             NotOpenError: the review is closed.
             SourceError: the rater has no such comparison.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             row = _item_row(connection, review, rater, token)
             _require_open(connection, review)
             before = _values_of(connection, "items.id = ?", row["id"])[row["id"]]
@@ -191,19 +252,18 @@ class ReviewStore:
             )
             return item
 
-    def progress(self, review: Review, rater: str) -> tuple[int, int]:
-        """Return the number of a rater's complete comparisons and of all of them."""
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "SELECT coalesce(sum(complete), 0) AS complete, count(*) AS all_items FROM items "
-                "WHERE rater = ?",
-                (_rater_id(connection, review, rater),),
-            ).fetchone()
-            return row["complete"], row["all_items"]
+    def progress(self, review: Review) -> dict[str, dict[str, Any]]:
+        """Return rater → `rater`, number of `complete` and of all `comparisons`; raters as they started."""
+        rows = self.rows(
+            "SELECT name AS rater, sum(complete) AS complete, count(*) AS comparisons FROM raters "
+            "JOIN items ON items.rater = raters.id WHERE review = ? GROUP BY raters.id ORDER BY raters.id",
+            (review.id,),
+        )
+        return {row["rater"]: dict(row) for row in rows}
 
-    def close(self, review: Review, person: str) -> Review:
+    def close_review(self, review: Review, person: str) -> Review:
         """End the rating of a review, which shows the models' names; does nothing if it is closed."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "UPDATE reviews SET closed = ?, closer = ? WHERE id = ? AND closed IS NULL",
                 (time.time(), person, review.id),
@@ -217,12 +277,13 @@ class ReviewStore:
             NotOpenError: the review is not closed.
         """
         review.require_closed()
-        with self._database.transaction() as connection:
+        with self.snapshot() as connection:
             rows = connection.execute(_RATED, (review.id,)).fetchall()
             values = _values_of(connection, "raters.review = ?", review.id)
         return [
             RatedItem(
                 rater=row["rater"],
+                token=row["token"],
                 place=row["place"],
                 question=_question(row),
                 left=row["left_label"],
@@ -234,19 +295,13 @@ class ReviewStore:
             for row in rows
         ]
 
-    def close_database(self) -> None:
-        """Close the file."""
-        self._database.close()
 
-    def __enter__(self) -> Self:
-        """Return the store."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self.close_database()
-
-
+_REVIEWS = (
+    "SELECT *, (SELECT count(*) FROM questions WHERE review = reviews.id) AS questions, "
+    "(SELECT count(*) FROM questions JOIN models ON models.review = questions.review "
+    "WHERE questions.review = reviews.id AND NOT EXISTS "
+    "(SELECT 1 FROM answers WHERE question = questions.id AND model = models.id)) AS missing FROM reviews"
+)
 _ITEMS = (
     "SELECT items.id, items.token, items.place, questions.text AS question, left_one.text AS left_text, "
     "right_one.text AS right_text FROM items JOIN raters ON raters.id = items.rater "
@@ -259,7 +314,7 @@ _VALUES = (
     "JOIN raters ON raters.id = items.rater"
 )
 _RATED = (
-    "SELECT items.id AS item, items.place, raters.name AS rater, questions.key, questions.text, "
+    "SELECT items.id AS item, items.token, items.place, raters.name AS rater, questions.key, questions.text, "
     "questions.category, questions.subkind, left_model.label AS left_label, "
     "right_model.label AS right_label, "
     "(SELECT count(*) FROM ratings WHERE ratings.item = items.id) AS saved_values, "
@@ -275,25 +330,8 @@ _RATED = (
 )
 
 
-def _check_setup(setup: ReviewSetup) -> None:
-    if not _NAME.fullmatch(setup.name):
-        raise UsageError(
-            f"{setup.name!r:.80}: the name of a review has up to 64 letters, digits, '.', '_' and '-'"
-        )
-    if not 2 <= len(setup.models) <= _MOST_MODELS:
-        raise UsageError(f"a review compares 2 to {_MOST_MODELS} models, got {len(setup.models)}")
-    for label in setup.models:
-        if setup.models.count(label) > 1:
-            raise UsageError(f"two models are called {label}", hint="--model NAME=MODEL gives one a name")
-        if len(label) >= _SHORTEST_LABEL and label.casefold() in setup.name.casefold():
-            raise UsageError(
-                f"the name of the review, {setup.name}, contains that of a model, {label}",
-                hint="raters see the review's name",
-            )
-
-
 def _insert_review(connection: sqlite3.Connection, setup: ReviewSetup) -> None:
-    seed = secrets.randbelow(_SEEDS) if setup.seed is None else setup.seed
+    seed = secrets.randbits(_SEED_BITS) if setup.seed is None else setup.seed
     cursor = connection.execute(
         "INSERT INTO reviews (name, created, creator, seed, setup, questions_sha256, rubric, rubric_sha256) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -322,16 +360,12 @@ def _insert_review(connection: sqlite3.Connection, setup: ReviewSetup) -> None:
     )
 
 
-def _difference(connection: sqlite3.Connection, review: int, setup: ReviewSetup) -> str | None:
+def _difference(connection: sqlite3.Connection, row: sqlite3.Row, setup: ReviewSetup) -> str | None:
     """Return what a stored review has another of than a setup; None if it was created from the same."""
-    row = connection.execute("SELECT * FROM reviews WHERE id = ?", (review,)).fetchone()
-    labels = [
-        each["label"]
-        for each in connection.execute("SELECT label FROM models WHERE review = ? ORDER BY place", (review,))
-    ]
+    models = connection.execute("SELECT label FROM models WHERE review = ? ORDER BY place", (row["id"],))
     compared = {
         "other questions": row["questions_sha256"] == questions_sha256(setup.questions),
-        "other models": labels == list(setup.models),
+        "other models": [each["label"] for each in models] == list(setup.models),
         "another system prompt, sampling or source of answers": row["setup"] == _settings_json(setup),
         "another rubric": row["rubric_sha256"] == setup.rubric_sha256,
         "another seed": setup.seed in (None, row["seed"]),
@@ -343,14 +377,7 @@ def _settings_json(setup: ReviewSetup) -> str:
     return json.dumps(dict(setup.settings), sort_keys=True)
 
 
-def _review(connection: sqlite3.Connection, row: sqlite3.Row) -> Review:
-    counts = connection.execute(
-        "SELECT (SELECT count(*) FROM questions WHERE review = :id) AS questions, "
-        "(SELECT count(*) FROM models WHERE review = :id) AS models, "
-        "(SELECT count(*) FROM answers JOIN models ON models.id = answers.model WHERE review = :id) "
-        "AS answers",
-        {"id": row["id"]},
-    ).fetchone()
+def _review(row: sqlite3.Row) -> Review:
     return Review(
         id=row["id"],
         name=row["name"],
@@ -363,8 +390,8 @@ def _review(connection: sqlite3.Connection, row: sqlite3.Row) -> Review:
         questions_sha256=row["questions_sha256"],
         rubric=Rubric.parse(row["rubric"]),
         rubric_sha256=row["rubric_sha256"],
-        questions=counts["questions"],
-        missing=counts["questions"] * counts["models"] - counts["answers"],
+        questions=row["questions"],
+        missing=row["missing"],
     )
 
 
@@ -374,19 +401,11 @@ def _question(row: sqlite3.Row) -> Question:
 
 def _require_open(connection: sqlite3.Connection, review: Review) -> None:
     # Read again, because the review may have been closed since.
-    row = connection.execute("SELECT * FROM reviews WHERE id = ?", (review.id,)).fetchone()
-    state = _review(connection, row).state
+    state = _review(connection.execute(f"{_REVIEWS} WHERE id = ?", (review.id,)).fetchone()).state
     if state == "closed":
         raise NotOpenError(f"the review {review.name} is closed")
     if state == "incomplete":
         raise NotOpenError(f"the review {review.name} is being prepared: answers are missing")
-
-
-def _rater_id(connection: sqlite3.Connection, review: Review, rater: str) -> int | None:
-    row = connection.execute(
-        "SELECT id FROM raters WHERE review = ? AND name = ?", (review.id, rater)
-    ).fetchone()
-    return None if row is None else int(row["id"])
 
 
 def _insert_items(connection: sqlite3.Connection, review: Review, rater: str) -> None:

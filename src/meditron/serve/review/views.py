@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meditron.report.number_format import estimate, percent
+from meditron.serve.markdown import render_markdown
 from meditron.serve.review.ratings import (
     ANSWER_SIDES,
     BIAS_KIND,
@@ -45,7 +46,13 @@ def item_context(item: Item, items: Sequence[ItemLink], review: Review) -> dict[
         "rubric": review.rubric,
         "points": range(LOWEST, HIGHEST + 1),
         "answers": [
-            {"side": side, "number": number, "text": text, "values": values.get(side, {})}
+            # The same rendering as on the chat page; it lets no markup of the answer through.
+            {
+                "side": side,
+                "number": number,
+                "html": render_markdown(text),
+                "values": values.get(side, {}),
+            }
             for number, (side, text) in enumerate(zip(ANSWER_SIDES, (item.left, item.right), strict=True), 1)
         ],
         "pair": values.get(PAIR, {}),

@@ -28,17 +28,6 @@ async function post(address, body) {
   return answer;
 }
 
-function onSubmit(form, work) {
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    try {
-      await work();
-    } catch (error) {
-      show(error.message, true);
-    }
-  });
-}
-
 function changeOf(input) {
   let value = input.value === "" ? null : input.value;
   if (/^[1-5]$/.test(value) && input.type === "radio") value = Number(value);
@@ -129,26 +118,10 @@ class Rating {
   }
 }
 
-const start = document.querySelector("form[data-start]");
-if (start) {
-  onSubmit(start, async () => {
-    const rater = start.elements.rater;
-    const answer = await post(start.dataset.start, rater ? { rater: rater.value } : {});
-    window.location.assign(answer.page);
-  });
-}
-
-const closing = document.querySelector("form[data-close]");
-if (closing) {
-  onSubmit(closing, async () => {
-    await post(closing.dataset.close, {});
-    window.location.reload();
-  });
-}
-
 const form = document.querySelector("#rating");
-if (form) {
-  const rating = new Rating(form);
-  onSubmit(form, () => rating.next());
-  rating.showKinds();
-}
+const rating = new Rating(form);
+rating.showKinds();
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  rating.next().catch((error) => show(error.message, true));
+});
