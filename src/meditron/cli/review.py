@@ -18,7 +18,7 @@ from meditron.model.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from meditron.serve.review.answers import OpenModel
-    from meditron.serve.review.records import Review, ReviewModel
+    from meditron.serve.review.records import Review, ReviewModel, ReviewSetup
     from meditron.serve.review.store import ReviewStore
 
 __all__ = ["REVIEW_COMMANDS"]
@@ -28,6 +28,14 @@ Name = Annotated[str, Parameter(help="Name of the review.")]
 Data = Annotated[
     Path | None,
     Parameter(help="Folder of the server's data. [default: $XDG_DATA_HOME/meditron]"),
+]
+
+Questions = Annotated[
+    Path | None,
+    Parameter(
+        help='Questions, JSON lines {"id", "question", "category", "subkind"}; the last two are optional. '
+        "[default: 13 example questions]"
+    ),
 ]
 
 
@@ -43,13 +51,7 @@ def create(
     name: Name,
     /,
     *,
-    questions: Annotated[
-        Path | None,
-        Parameter(
-            help='Questions, JSON lines {"id", "question", "category", "subkind"}; the last two are '
-            "optional. [default: 13 example questions]"
-        ),
-    ] = None,
+    questions: Questions = None,
     model: Annotated[
         tuple[str, ...],
         Parameter(help="MODEL, or NAME=MODEL, that answers the questions; repeatable."),
@@ -78,27 +80,16 @@ def create(
     """
     from meditron.engine import load_generator
     from meditron.serve.review.answers import count_names
-    from meditron.serve.review.questions import package_questions, read_questions
-    from meditron.serve.review.records import ReviewSetup
-    from meditron.serve.review.rubric import Rubric, package_rubric
 
-    rubric, rubric_sha256 = package_rubric()
-    parsed = Rubric.parse(rubric)
     models = _labelled(model, lambda spec: spec)
     files = _labelled(answers, lambda path: Path(path).stem)
-    setup = ReviewSetup(
-        name=name,
-        questions=read_questions(questions, parsed) if questions else package_questions(parsed),
-        models=[label for label, _ in (*models, *files)],
-        rubric=rubric,
-        rubric_sha256=rubric_sha256,
-        settings={
-            "system": system,
-            "sampling": asdict(sampling),
-            "models": dict(models),
-            "answers": {label: Path(path).name for label, path in files},
-        },
-    )
+    settings = {
+        "system": system,
+        "sampling": asdict(sampling),
+        "models": dict(models),
+        "answers": {label: Path(path).name for label, path in files},
+    }
+    setup = _setup(name, questions, [label for label, _ in (*models, *files)], settings)
     info(DISCLAIMER)
     with _open(data) as store:
         review = store.create(setup)
@@ -261,6 +252,26 @@ def _labelled(texts: Sequence[str], label: Callable[[str], str]) -> list[tuple[s
         match = _LABELLED.fullmatch(text)
         pairs.append((match[1].strip(), match[2]) if match else (label(text), text))
     return pairs
+
+
+def _setup(
+    name: str, questions: Path | None, models: list[str], settings: Mapping[str, Any]
+) -> "ReviewSetup":
+    """Return what a review is created from: its questions, its models and the package's rubric."""
+    from meditron.serve.review.questions import package_questions, read_questions
+    from meditron.serve.review.records import ReviewSetup
+    from meditron.serve.review.rubric import Rubric, package_rubric
+
+    rubric, rubric_sha256 = package_rubric()
+    parsed = Rubric.parse(rubric)
+    return ReviewSetup(
+        name=name,
+        questions=read_questions(questions, parsed) if questions else package_questions(parsed),
+        models=models,
+        rubric=rubric,
+        rubric_sha256=rubric_sha256,
+        settings=settings,
+    )
 
 
 def _fill(
