@@ -1,14 +1,14 @@
-"""What the benchmarks share: alternating rounds, and lines that say what was measured on which machine."""
+"""What the benchmarks share: alternating rounds, lines that say what was measured where, blocks of pages."""
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from meditron.core.machine import describe
 
-__all__ = ["alternate", "cpu_seconds", "record"]
+__all__ = ["alternate", "cpu_seconds", "fill_blocks", "markdown_table", "record"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,3 +54,20 @@ def record(
     with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
+
+
+def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:
+    """Return the text of a page with new text between `<!-- NAME -->` and `<!-- end -->` of each block."""
+    for name, text in blocks.items():
+        before, start, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert end, f"the page has no block {name}"
+        page = f"{before}{start}{text}\n{end}{after}"
+    return page
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Return a table in Markdown; `sides` has `l` or `r` for each column."""
+    rule = "|".join("--:" if side == "r" else "---" for side in sides)
+    lines = [f"| {' | '.join(headers)} |", f"|{rule}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

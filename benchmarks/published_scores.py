@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from benchmarks.common import fill_blocks, markdown_table
 from meditron.core.statistics import Interval, holm, wilson_interval
 
 __all__ = ["PAGE", "Gap", "blocks", "gaps", "is_share_of", "largest_deviation", "published", "render"]
@@ -99,12 +100,7 @@ def blocks() -> dict[str, str]:
 
 def render(page: str) -> str:
     """Return the text of the page with its blocks recomputed."""
-    for name, text in blocks().items():
-        before, start, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        assert end, f"the page has no block {name}"
-        page = f"{before}{start}{text}\n{end}{after}"
-    return page
+    return fill_blocks(page, blocks())
 
 
 def _gap_table(data: dict[str, Any]) -> str:
@@ -115,7 +111,7 @@ def _gap_table(data: dict[str, Any]) -> str:
             cells = (f"{_signed(gap.difference, 1)} | {_signed(gap.z, 2)} | {gap.p:.3f} | {adjusted:.3f}",)
             rows.append((gap.table, gap.benchmark, f"{gap.n:,}", *cells, f"{gap.detectable:.1f}"))
     headers = ("table", "benchmark", "n", "difference", "z", "p", "p, Holm", "detectable")
-    return _table(headers, rows, "llrrrrrr")
+    return markdown_table(headers, rows, "llrrrrrr")
 
 
 def _average_table(data: dict[str, Any]) -> str:
@@ -131,7 +127,7 @@ def _average_table(data: dict[str, Any]) -> str:
             tuned = "yes" if row["tuned"] else "no"
             rows.append((table["name"], row["model"], tuned, printed, f"{macro:.2f}", f"{micro:.1f}"))
     headers = ("table", "model", "finetuned per task", "printed average", "macro", "micro")
-    return _table(headers, rows, "lllrrr")
+    return markdown_table(headers, rows, "lllrrr")
 
 
 def _mmlu_table(data: dict[str, Any]) -> str:
@@ -151,7 +147,7 @@ def _mmlu_table(data: dict[str, Any]) -> str:
             (row["model"], printed, f"{micro:.2f}", f"{macro:.2f}", *(f"{count} of 9" for count in fits))
         )
     headers = ("model", "printed", "micro", "macro", "cells that are k/(n − 1)", "cells that are k/n")
-    return _table(headers, rows, "lrrrrr")
+    return markdown_table(headers, rows, "lrrrrr")
 
 
 def _mmlu_micro(scores: Sequence[float], sizes: Sequence[int]) -> float:
@@ -169,7 +165,7 @@ def _truthfulqa_table(data: dict[str, Any]) -> str:
             cells.append(f"{score:.1f} {_ends(interval)}" if is_share_of(score, n) else f"**{score:.1f}**")
         rows.append((model, *cells, f"{row['average']:.1f}", f"{_micro(row['scores'], counts):.1f}"))
     headers = ("model", *(f"{name}, n = {n}" for name, n in counts.items()), "macro", "micro")
-    return _table(headers, rows, "lrrrrrr")
+    return markdown_table(headers, rows, "lrrrrrr")
 
 
 def _micro(scores: Sequence[float], counts: dict[str, int]) -> float:
@@ -289,12 +285,6 @@ def _signed(value: float, decimals: int) -> str:
 
 def _ends(interval: Interval | None) -> str:
     return "" if interval is None else f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    rule = "|".join("--:" if side == "r" else "---" for side in sides)
-    lines = [f"| {' | '.join(headers)} |", f"|{rule}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def main() -> None:

@@ -17,24 +17,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, fill_blocks, markdown_table
 from meditron import __version__
 from meditron.core.machine import describe
+from meditron.core.units import format_bytes
 from meditron.release.preview import preview
 from meditron.release.quantize import QuantizeOptions
 from meditron.release.summary import gguf_sizes
 from meditron.release.types import GGUFType
-from meditron.report.evaluation_tables import ResultTable
+from meditron.report import number_format
 from meditron.report.figures import ReportFigure
 from meditron.report.quantization import (
     FileLoss,
-    losses_from_evaluation,
+    TextLoss,
+    losses_from_evaluations,
     measured_file_costs,
     recommendation,
+    recommended_file,
 )
-from meditron.report.quantization_tables import file_tables, loss_figure
+from meditron.report.quantization_tables import loss_figure
 from meditron.report.svg import standalone_svg
-from meditron.report.verdicts import source_domains
+from meditron.report.verdicts import source_domains, source_label, verdict
 from meditron.store.files import write_json
 from meditron.store.manifest import read_manifest
 from meditron.store.results import EvaluationResult, read_results
@@ -113,7 +116,7 @@ def measured() -> tuple[list[dict[str, Any]], dict[str, FileLoss]]:
     """Return the measured files, and type → loss."""
     data = _data()
     result = EvaluationResult.model_validate(data["result"])
-    return data["files"], losses_from_evaluation(result, _STAGE, _PARENT, data["domains"])
+    return data["files"], losses_from_evaluations([result], _STAGE, _PARENT, data["domains"])
 
 
 def published_files() -> list[dict[str, Any]]:
@@ -127,17 +130,65 @@ def published_files() -> list[dict[str, Any]]:
 def blocks() -> dict[str, str]:
     """Return name → Markdown of every block of the page."""
     files, losses = measured()
-    loss, *_ = file_tables(files, losses, "")
     advice = recommendation(files, measured_file_costs(losses))
     return {
-        "loss": _markdown(loss),
         "advice": f"{advice[0].upper()}{advice[1:]}.",
-        "memory": _markdown(_measured_memory()),
-        "70b": _markdown(_memory_of_published(published_files())),
+        "loss": _loss_table(files, losses),
+        "accuracy": _accuracy(losses),
+        "memory": _memory_table(),
+        "70b": _published_table(published_files()),
     }
 
 
-def _memory_of_published(files: Sequence[Mapping[str, Any]]) -> ResultTable:
+def _loss_table(files: Sequence[Mapping[str, Any]], losses: Mapping[str, FileLoss]) -> str:
+    """Return a row per type, with the measures of each text."""
+    best = recommended_file(files, losses)
+    labels = [
+        source_label({each.source: each.domain}, each.source) for each in losses[files[0]["type"]].texts
+    ]
+    measures = ("perplexity ratio", "mean KL", "same top token")
+    rows = [
+        (
+            f"**{file['type']}**" if file["type"] == best else file["type"],
+            format_bytes(file["bytes"]),
+            f"{file['bpw']:.2f}",
+            *(cell for text in losses[file["type"]].texts for cell in _measures(text)),
+        )
+        for file in files
+    ]
+    headers = (
+        "type",
+        "size",
+        "bits per weight",
+        *(f"{text}: {each}" for text in labels for each in measures),
+    )
+    return markdown_table(headers, rows, "l" + "r" * (len(headers) - 1))
+
+
+def _measures(text: TextLoss) -> tuple[str, str, str]:
+    pair = text.fidelity
+    assert pair is not None
+    return (
+        number_format.estimate(text.ratio, text.interval, lambda value: f"{value:.3f}"),
+        number_format.estimate(pair.kl_mean, pair.intervals["kl_mean"], lambda value: f"{value:.3f}"),
+        number_format.estimate(pair.top_agreement, pair.intervals["top_agreement"], number_format.percent),
+    )
+
+
+def _accuracy(losses: Mapping[str, FileLoss]) -> str:
+    """Return the sentence about the accuracies."""
+    compared = {kind: each for kind, loss in losses.items() for each in loss.tasks.values()}
+    first = next(iter(compared.values()))
+    worse = [kind for kind, each in compared.items() if verdict(each) == "worse"]
+    ends = [100 * end for each in compared.values() for end in each.interval or ()]
+    changed = "no type is" if not worse else f"{', '.join(worse)} are"
+    return (
+        f"On {first.n} questions of {first.task}, {changed} significantly less accurate than the model. The "
+        f"intervals of the differences reach from {_signed(min(ends))} to {_signed(max(ends))} points."
+    )
+
+
+def _published_table(files: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             file["type"],
@@ -154,7 +205,7 @@ def _memory_of_published(files: Sequence[Mapping[str, Any]]) -> ResultTable:
         *("type", "bits per weight", "size", "card's RAM", "predicted RAM"),
         *(f"{n} of {layers[-1]} layers: {kind}" for n in layers[1:] for kind in ("RAM", "VRAM")),
     )
-    return ResultTable("", headers, rows)
+    return markdown_table(headers, rows, "l" + "r" * (len(headers) - 1))
 
 
 def measured_memory() -> list[dict[str, Any]]:
@@ -163,37 +214,31 @@ def measured_memory() -> list[dict[str, Any]]:
     return rows
 
 
-def _measured_memory() -> ResultTable:
+def _memory_table() -> str:
     rows = [
         (
             row["type"],
             f"{row['context']:,}",
             f"{row['ours'] / 1e6:.0f} MB",
             f"{row['peer'] / 1e6:.0f} MB",
-            f"{100 * row['error']:+.1f} %".replace("-", "−"),
+            f"{_signed(100 * row['error'])} %",
         )
         for row in measured_memory()
     ]
-    return ResultTable("", ("type", "context", "predicted", "measured", "error"), rows)
+    return markdown_table(("type", "context", "predicted", "measured", "error"), rows, "lrrrr")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _markdown(table: ResultTable) -> str:
-    lines = [table.headers, ("---",) * len(table.headers), *table.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def render(page: str) -> str:
     """Return the text of the page with its blocks recomputed."""
-    for name, text in blocks().items():
-        before, start, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        assert end, f"the page has no block {name}"
-        page = f"{before}{start}{text}\n{end}{after}"
-    return page
+    return fill_blocks(page, blocks())
 
 
 def chart() -> ReportFigure:

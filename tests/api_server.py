@@ -84,6 +84,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(0.1)
+        elif failure.startswith("data:"):
+            self.reply(200, failure.encode(), {"Content-Type": "text/event-stream"})
+        elif failure == "event without an end":
+            self.reply(200, b"data: ", {"Content-Type": "text/event-stream"}, length=1000)
+            for _ in range(40):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.1)
         elif failure == "damaged gzip":
             self.reply(200, b"no gzip", {"Content-Encoding": "gzip"})
         elif failure[:1] in ("{", "["):

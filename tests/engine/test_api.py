@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,46 @@ def test_an_answer_whose_tokens_the_server_does_not_count_has_its_words(
     choice = '{"message": {"content": "two words"}, "finish_reason": "stop"}'
     server.failures = lambda prompt, attempt: f'{{"choices": [{choice}], "usage": {usage}}}'
     assert [(each.text, each.tokens) for each in engine.generate_batch(["p"])] == [("two words", 2)]
+
+
+def events(*contents: object) -> str:
+    return "".join(f"data: {json.dumps(content)}\n\n" for content in contents) + "data: [DONE]\n\n"
+
+
+def piece(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"delta": {"content": text}, "finish_reason": finish}]}
+
+
+def test_pieces_of_a_stream_are_one_answer(server: Server, engine: ApiEngine):
+    pieces = [piece("hyper"), piece("tension is"), piece(" high", "length")]
+    server.failures = lambda prompt, attempt: events(*pieces)
+    reply = engine.generate("p")
+    assert next(reply) == "hyper"
+    answer = reply.finish()
+    # Without a count of the server's it has its words, as an answer in one piece.
+    assert (answer.text, answer.tokens, answer.stop) == ("hypertension is high", 3, "length")
+    usage = {"choices": [], "usage": {"completion_tokens": 9}}
+    server.failures = lambda prompt, attempt: events(*pieces, usage)
+    assert engine.generate("p").finish().tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("failure", "problem"),
+    [
+        ("event without an end", "no complete answer within"),
+        (events(piece("a"), {"error": {"message": "out of memory"}}), "the server failed: out of memory"),
+        (events(piece("a"), {"choices": [{}]}), "not that of an OpenAI-compatible server"),
+        (f"data: {json.dumps(piece('a'))}\n\n", "ended before the answer was complete"),
+        ("data: {\n\n", "is not JSON"),
+    ],
+)
+def test_a_broken_stream_is_an_error_with_the_address(
+    server: Server, engine: ApiEngine, failure: str, problem: str
+):
+    server.failures = lambda prompt, attempt: failure
+    with pytest.raises(EngineError, match=f"{server.url}: .*{problem}"):
+        engine.generate("p").finish()
+    assert server.attempts == {"p": 1}
 
 
 def test_half_of_a_surrogate_pair_in_an_answer_can_be_written(server: Server, engine: ApiEngine):

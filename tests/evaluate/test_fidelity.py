@@ -17,6 +17,7 @@ from meditron.evaluate.rows_file import RowsFile
 from meditron.store.corpus import CorpusDocument
 from meditron.store.manifest import Artifact
 from meditron.store.results import Fidelity
+from packed import write_packed_folder
 from tiny import tiny_hf
 
 Measured = tuple[list[FidelityRow], list[Fidelity]]
@@ -92,9 +93,18 @@ def test_models_with_different_tokenizers_do_not_compare(tiny: Path, corpus: Pat
         measure(moved, tiny, choose_heldout(corpus, 200), tmp_path)
 
 
-def test_quantized_weights_are_labelled_as_dequantized(smollm2_gguf: Path, tiny: Path) -> None:
+def test_quantized_weights_are_labelled_as_dequantized(
+    smollm2_gguf: Path, tiny: Path, tmp_path: Path
+) -> None:
     assert (
         LocalModel("q", Artifact("q", smollm2_gguf, "d"), "float32").engine_label
         == "torch on dequantized weights"
     )
     assert LocalModel("t", Artifact("t", tiny, "d"), "float32").engine_label == "torch"
+    plain = tiny_hf(
+        tmp_path / "plain", hidden_size=64, intermediate_size=64, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    write_packed_folder(plain, tmp_path / "packed")
+    packed = LocalModel("p", Artifact("p", tmp_path / "packed", "d"), "float32")
+    assert packed.engine_label == "torch on dequantized weights"

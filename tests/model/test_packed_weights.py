@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from meditron.core.errors import InputError
 from meditron.model.packed_weights import unpack_values
 from meditron.model.weight_rows import open_weight_rows
 from meditron.model.weights import load_model
+from meditron.release.convert import convert
 from packed import AWQ_ORDER, pack_bits, write_packed_folder
 from tiny import tiny_hf
 
@@ -95,6 +97,19 @@ def test_one_word_of_awq_by_hand():
     assert _awq_rows(words, np.arange(8))[:, 0].tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_zero_point_of_0_was_stored_as_the_largest_value(plain, tmp_path, bits):
+    """GPTQ stores zero points less 1, in as many bits as a value."""
+    write_packed_folder(plain, tmp_path, bits=bits)
+    name = f"{LAYERS}mlp.gate_proj."
+    before = load_model(tmp_path).state_dict()[f"{name}weight"]
+    state = load_file(tmp_path / "model.safetensors")
+    scales_RC = state[f"{name}scales"].float().T.repeat_interleave(32, dim=1)
+    rewrite(tmp_path, lambda state: state.update({f"{name}qzeros": state[f"{name}qzeros"].fill_(-1)}))
+    after = load_model(tmp_path).state_dict()[f"{name}weight"]
+    assert torch.equal(after, before + (1 << (bits - 1)) * scales_RC)
+
+
 def test_a_missing_group_index_means_groups_in_order(plain, packed, tmp_path):
     """AutoGPTQ wrote none at first, if the columns are not permuted."""
     expected = load_model(packed).state_dict()
@@ -103,15 +118,29 @@ def test_a_missing_group_index_means_groups_in_order(plain, packed, tmp_path):
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_biases_of_zeros_are_left_out(packed):
+def test_biases_of_zeros_are_left_out(packed, tmp_path):
     """AutoGPTQ stored one for each matrix of a model without biases."""
     expected = load_model(packed).state_dict()
     name = f"{LAYERS}self_attn.q_proj.bias"
     rewrite(packed, lambda state: state.update({name: torch.zeros(64, dtype=torch.float16)}))
     assert load_model(packed).state_dict().keys() == expected.keys()
+    convert(str(packed), tmp_path / "back", dtype="float32")  # which compares all tensors
+    assert load_model(tmp_path / "back").state_dict().keys() == expected.keys()
     rewrite(packed, lambda state: state.update({name: torch.ones(64, dtype=torch.float16)}))
     with pytest.raises(InputError, match=r"unexpected.*q_proj\.bias"):
         load_model(packed)
+
+
+def test_biases_of_zeros_of_a_model_with_biases_are_read(tmp_path):
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)  # its biases begin as zeros
+    model.save_pretrained(tmp_path)
+    write_packed_folder(tmp_path, tmp_path)
+    state = load_model(tmp_path).state_dict()
+    assert torch.equal(state[f"{LAYERS}self_attn.q_proj.bias"], torch.zeros(64))
 
 
 @pytest.mark.parametrize(

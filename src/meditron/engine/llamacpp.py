@@ -35,6 +35,7 @@ from meditron.engine.llamacpp_process import LlamaServerProcess
 from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.store.gguf import GGUF
+from meditron.store.model_memory import cache_elements
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
@@ -97,7 +98,8 @@ def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None
 
 
 def _trained_context(metadata: Mapping[str, Any]) -> int:
-    return _architecture_number(metadata, "context_length", _UNKNOWN_CONTEXT)
+    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return length if type(length) is int and length > 0 else _UNKNOWN_CONTEXT
 
 
 def _affordable_tokens(metadata: Mapping[str, Any]) -> int:
@@ -107,25 +109,7 @@ def _affordable_tokens(metadata: Mapping[str, Any]) -> int:
 
 
 def _token_bytes(metadata: Mapping[str, Any]) -> int:
-    """Return the bytes of one token in a KV cache in F16."""
-    heads = _architecture_number(metadata, "attention.head_count")
-    embedding = _architecture_number(metadata, "embedding_length")
-    width = _architecture_number(metadata, "attention.key_length", embedding // max(heads, 1))
-    per_block = _architecture_number(metadata, "attention.head_count_kv", heads) * (
-        width + _architecture_number(metadata, "attention.value_length", width)
-    )
-    return 2 * _architecture_number(metadata, "block_count") * per_block
-
-
-def _architecture_number(metadata: Mapping[str, Any], key: str, default: int = 0) -> int:
-    value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
-    # Some architectures have one number per block; the largest is an upper bound.
-    value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
-    return value if isinstance(value, int) and value > 0 else default
-
-
-def _is_int(value: object) -> bool:
-    return type(value) is int
+    return 2 * cache_elements(metadata)  # F16
 
 
 def main_type(gguf: GGUF) -> str:

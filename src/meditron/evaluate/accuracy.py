@@ -1,7 +1,7 @@
 """Computation of a task's scores, baselines and paired differences from the rows of its answers."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -310,32 +310,6 @@ def compute_differences(
         seed: Seed of the bootstrap over clusters.
         resamples: Number of bootstrap resamples.
     """
-    compared_sides: list[tuple[str, Correctness, str, tuple[str, ...]]] = [
-        (
-            pair.against,
-            _correctness(rows[pair.against]),
-            pair.model,
-            setting_differences(rows[pair.against], rows[pair.model]),
-        )
-        for pair in pairs
-    ]
-    first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
-    # A finetuned model should also beat the base model when the base is scored by the rule that suits it
-    # best.
-    for name, predictions in eval_set.method.alternative_predictions(rows[first]).items():
-        compared_sides += [
-            (
-                f"{first} ({name})",
-                _grade_predictions(rows[first], predictions),
-                model,
-                setting_differences(rows[first], rows[model]),
-            )
-            for model in compared
-            if model != first
-        ]
-    if bayes is not None:
-        guesses = _grade_predictions(rows[first], bayes.predictions)
-        compared_sides += [(BAYES, guesses, model, ()) for model in compared or rows]
     return [
         accuracy_difference(
             eval_set.label,
@@ -348,9 +322,34 @@ def compute_differences(
             seed=seed,
             resamples=resamples,
         )
-        for a, correct_a, b, setting_changes in compared_sides
+        for a, correct_a, b, setting_changes in _compared_sides(eval_set, pairs, rows, bayes)
         if len(correct_a) >= 2
     ]
+
+
+def _compared_sides(
+    eval_set: EvalSet,
+    pairs: Sequence[ModelPair],
+    rows: Mapping[str, Sequence[QuestionRow]],
+    bayes: NaiveBayesAnswers | None,
+) -> Iterator[tuple[str, Correctness, str, tuple[str, ...]]]:
+    """Yield name and correctness of the first side, the second model, and the settings that differ."""
+    for pair in pairs:
+        against = rows[pair.against]
+        changes = setting_differences(against, rows[pair.model])
+        yield pair.against, _correctness(against), pair.model, changes
+    first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
+    # A finetuned model should also beat the base model when the base is scored by the rule that suits it
+    # best.
+    for name, predictions in eval_set.method.alternative_predictions(rows[first]).items():
+        correct = _grade_predictions(rows[first], predictions)
+        for model in compared:
+            if model != first:
+                yield f"{first} ({name})", correct, model, setting_differences(rows[first], rows[model])
+    if bayes is not None:
+        guesses = _grade_predictions(rows[first], bayes.predictions)
+        for model in compared or rows:
+            yield BAYES, guesses, model, ()
 
 
 def _correctness(rows: Sequence[QuestionRow]) -> Correctness:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from meditron.core.errors import MeditronError, UsageError
 from meditron.core.redaction import public_address
 from meditron.engine.base import API_SCHEME, Engine, Generates, GivesLogits, ScoresTokens
+from meditron.model.packed_format import packed_format_of
 from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
 from meditron.store.files import canonical_json, content_digest
@@ -335,9 +336,10 @@ class LocalModel(EvalModel):
     @cached_property
     def engine_label(self) -> str:
         """Name of the engine in rows and tables. It says if quantized weights are dequantized on loading."""
-        # Labelled differently, because llama.cpp computes with quantized values and gives slightly other
-        # scores.
-        return "torch on dequantized weights" if self._is_quantized else "torch"
+        # Labelled differently, because llama.cpp and vLLM compute with quantized values and give slightly
+        # other scores.
+        packed = self.model_files.kind == "hf" and packed_format_of(self.model_files.path) is not None
+        return "torch on dequantized weights" if self._is_quantized or packed else "torch"
 
 
 class LlamaCppModel(LocalModel):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,7 +145,6 @@ def evaluate_on_task(
         InputError: a file is damaged.
         MeditronError: the model or its base was trained on the questions, or a score is infinite or NaN.
     """
-    ranks = EvalRanks.of_job()
     # Both names are checked before either is downloaded.
     parse_task(task)
     eval_model = _open_model(model, options) if isinstance(model, str) else model
@@ -159,26 +158,22 @@ def evaluate_on_task(
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
-        # The rows file is named after the task and could be the question file itself, with `--out`.
-        page = path.with_name(question_page_name(path.name))
-        refuse_overwrite([path, page], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
-        answers = _write_answers(eval_model, variants, path, ranks)
+        inputs = [Path(task), *filter(None, [shots_from]), *eval_model.content_files]
+        answers = list(zip(eval_sets, _write_answers(eval_model, variants, path, inputs), strict=True))
         identity = _identity_fields(eval_model, generates=eval_sets[0].method.generates)
-    figures = _task_figures(
-        eval_model,
-        list(zip(eval_sets, answers, strict=True)),
-        opened.rows("train", BAYES_ROWS),
-        seed=seed,
-        resamples=options.resamples,
-    )
+    training = opened.rows("train", BAYES_ROWS)
+    figures = _task_figures(eval_model, answers, training, seed=seed, resamples=options.resamples)
     result = EvaluationResult(**figures, **identity, rows=path.name, seed=seed, resamples=options.resamples)
     return result, path
 
 
 def _write_answers(
-    model: EvalModel, variants: Sequence[EvalVariants], path: Path, ranks: EvalRanks
+    model: EvalModel, variants: Sequence[EvalVariants], path: Path, inputs: Sequence[Path]
 ) -> list[VariantRows]:
     """Let a model answer all variants of a task; write the rows, and the page of the questions."""
+    # The rows file is named after the task and could be the question file itself, with `--out`.
+    refuse_overwrite([path, path.with_name(question_page_name(path.name))], inputs)
+    ranks = EvalRanks.of_job()
     with _locked_rows_file(path, QuestionRow, ranks) as file:
         answers = [each.answer(model, file) for each in variants]
         _write_rows(file, [row for rows in answers for row in rows.all_rows()])
@@ -280,26 +275,23 @@ def evaluate_against(
     path = (out or _default_folder(model)) / FIDELITY
     figures: list[Fidelity] = []
     rows: list[FidelityRow] = []
-    with ExitStack() as stack:
-        reference = stack.enter_context(_open_local_model(against, fidelity.DTYPE))
+    with _open_local_model(against, fidelity.DTYPE) as reference:
         sides = _models_to_compare(model, reference)
-        inputs = [file for side in (reference, *sides) for file in side.content_files]
-        refuse_overwrite([path], [corpus, *inputs])
-        file = stack.enter_context(_locked_rows_file(path, FidelityRow, EvalRanks.of_job()))
-        for side in sides:
-            with side:
-                compared = fidelity.compare_distributions(
-                    side, reference, texts, options.document_tokens, file
-                )
-            rows += compared
-            figures += fidelity.summarize(compared, texts, seed=seed, resamples=options.resamples)
-        _write_rows(file, rows)
-        engines = {side.name: side.engine_label for side in (*sides, reference)}
-        ancestry = {side.name: training_data_record(side) for side in (*sides, reference)}
+        models = (*sides, reference)
+        refuse_overwrite([path], [corpus, *(file for each in models for file in each.content_files)])
+        with _locked_rows_file(path, FidelityRow, EvalRanks.of_job()) as file:
+            for side in sides:
+                with side:
+                    compared = fidelity.compare_distributions(
+                        side, reference, texts, options.document_tokens, file
+                    )
+                rows += compared
+                figures += fidelity.summarize(compared, texts, seed=seed, resamples=options.resamples)
+            _write_rows(file, rows)
     result = EvaluationResult(
         fidelity=figures,
-        engines=engines,
-        ancestry=ancestry,
+        engines={each.name: each.engine_label for each in models},
+        ancestry={each.name: training_data_record(each) for each in models},
         rows=FIDELITY,
         dtype=fidelity.DTYPE,
         seed=seed,

@@ -42,7 +42,7 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         expected = parameter_shapes(config)
-        self._packed, plain = open_packed_matrices(folder, tensor_files(folder))
+        self._packed, plain = open_packed_matrices(folder, tensor_files(folder), expected)
         self._file = {
             name: file for name, file in plain.items() if name in expected or not name.endswith(_IGNORED)
         }

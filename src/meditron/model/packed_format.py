@@ -8,8 +8,9 @@ from pydantic import ValidationError, model_validator
 
 from meditron.core.config import Config
 from meditron.core.errors import InputError
+from meditron.store.files import read_json
 
-__all__ = ["PackedFormat", "read_packed_format"]
+__all__ = ["PackedFormat", "packed_format_of", "read_packed_format"]
 
 _KEY = "quantization_config"
 _HINT = "use the unquantized model, or a GGUF file of it"
@@ -39,7 +40,7 @@ class PackedFormat(Config):
 
     @property
     def zero_offset(self) -> int:
-        """Number that is added to a stored zero point."""
+        """Number that is added to a stored zero point, modulo 2 to the number of bits."""
         return 1 if self.checkpoint_format == "gptq" else 0
 
 
@@ -76,3 +77,9 @@ def read_packed_format(config: Mapping[str, Any], path: Path | str) -> PackedFor
         place = ".".join((_KEY, *map(str, first["loc"])))
         problem = f"{first['input']!r:.60}: {first['msg']}" if first["loc"] else first["msg"]
         raise InputError(path, problem.removeprefix("Value error, "), place=place, hint=_HINT) from error
+
+
+def packed_format_of(folder: Path) -> PackedFormat | None:
+    """Return the packed format of an HF folder; raises as `read_packed_format`."""
+    path = folder / "config.json"
+    return read_packed_format(read_json(path), path)

@@ -13,7 +13,7 @@ point, and a value q means scale · (q - zero):
 Shapes: R rows of a matrix, C its columns, G groups, N words of 32 bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
-from meditron.model.packed_format import PackedFormat, read_packed_format
-from meditron.store.files import read_json
+from meditron.model.packed_format import PackedFormat, packed_format_of
 from meditron.store.safetensors import SafetensorsFile, stored_as_float32
 
 __all__ = ["PACKED_TYPES", "PackedMatrix", "open_packed_matrices", "unpack_values"]
@@ -45,8 +44,10 @@ def unpack_values(words_XN: Integers, bits: int, count: int) -> npt.NDArray[np.u
     # A value may begin in a word and end in the next one.
     following = np.concatenate([words[:, 1:], np.zeros_like(words[:, :1])], axis=1)
     pairs = words | (following << np.uint64(32))
-    values: npt.NDArray[np.uint8] = ((pairs[:, word] >> shift) & np.uint64((1 << bits) - 1)).astype(np.uint8)
-    return values
+    values = pairs[:, word]
+    values >>= shift  # in place: these are eight bytes for each value
+    values &= np.uint64((1 << bits) - 1)
+    return values.astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,12 @@ class PackedMatrix:
     def read(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Return rows in float32, of shape (R, C)."""
         scale_RG = stored_as_float32(self.scales[:, rows].T)
-        zero_RG = self._zeros(rows).astype(np.float32) + self.format.zero_offset
-        values_RC = self._values(rows).astype(np.float32)
-        return (values_RC - zero_RG[:, self.group_C]) * scale_RG[:, self.group_C]
+        # A zero point of 0, less 1, was stored as the largest value.
+        zero_RG = (self._zeros(rows) + self.format.zero_offset) & ((1 << self.format.bits) - 1)
+        rows_RC = self._values(rows).astype(np.float32)
+        rows_RC -= zero_RG[:, self.group_C]
+        rows_RC *= scale_RG[:, self.group_C]
+        return rows_RC
 
     def _values(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
         if self.format.quant_method == "awq":
@@ -116,29 +120,31 @@ def _awq_rows(words: Integers, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uin
 
 
 def open_packed_matrices(
-    folder: Path, files: Mapping[str, Path]
+    folder: Path, files: Mapping[str, Path], expected: Container[str]
 ) -> tuple[dict[str, PackedMatrix], dict[str, Path]]:
     """Open the packed matrices of a folder.
 
     Args:
         folder: The folder.
         files: Tensor → file, as `tensor_files` returns them.
+        expected: HF's names of the model's weights.
 
     Returns:
         The packed matrices by HF's names, and the tensors that are not parts of one. AutoGPTQ stores a bias
-        of zeros for each matrix, which is left out.
+        of zeros for each matrix, which is left out unless it is expected.
 
     Raises:
         InputError: the format is not supported, or the parts of a matrix do not fit together.
     """
-    form = read_packed_format(read_json(folder / "config.json"), folder / "config.json")
+    form = packed_format_of(folder)
     if form is None:
         return {}, dict(files)
     stems = [name.removesuffix("qweight") for name in files if name.endswith(".qweight")]
     opened = {path: SafetensorsFile(path) for path in sorted(set(files.values()))}
     matrices = {f"{stem}weight": _open_matrix(stem, form, files, opened) for stem in stems}
     parts = {f"{stem}{part}" for stem in stems for part in _PARTS}
-    parts |= {name for stem in stems if _is_zero(name := f"{stem}bias", files, opened)}
+    biases = {f"{stem}bias" for stem in stems} & files.keys()
+    parts |= {name for name in biases if name not in expected and not opened[files[name]].array(name).any()}
     return matrices, {name: path for name, path in files.items() if name not in parts}
 
 
@@ -167,7 +173,3 @@ def _open_matrix(
     matrix = PackedMatrix(f"{stem}weight", path, form, qweight, arrays["qzeros"], arrays["scales"], group_C)
     matrix.check()
     return matrix
-
-
-def _is_zero(name: str, files: Mapping[str, Path], opened: Mapping[Path, SafetensorsFile]) -> bool:
-    return name in files and not opened[files[name]].array(name).any()

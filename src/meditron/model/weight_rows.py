@@ -131,7 +131,7 @@ class _HFRows(Mapping[str, WeightRows]):
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         expected = parameter_shapes(config)
-        self._packed, plain = open_packed_matrices(folder, tensor_files(folder))
+        self._packed, plain = open_packed_matrices(folder, tensor_files(folder), expected)
         places = {
             name: file for name, file in plain.items() if name in expected or not name.endswith(_IGNORED)
         }

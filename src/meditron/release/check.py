@@ -84,7 +84,7 @@ class ExportError(MeditronError):
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
             f"{path}: the written model differs from its source: {cause}",
-            hint="nothing was written; --no-check skips the comparison",
+            hint="it was not written; --no-check skips the comparison",
         )
 
 
@@ -138,14 +138,15 @@ class ExportCheck:
                 from_config = from_config.model_copy(update={"model_type": to_config.model_type})
             yield from _shape_differences(from_config, to_config)
             yield from _metadata_differences(self._source, written, gguf)
-            is_packed = any(weight.type in PACKED_TYPES.values() for weight in to_weights.values())
+            packed = {weight.type for weight in to_weights.values()} & set(PACKED_TYPES.values())
             # The tokenizers are compared (in Rust) while the weights are compared (in numpy and C), both
             # mostly without Python's lock: together they take little more time than the longer of the two.
             tokenizers = background.submit(lambda: list(self._tokenizer_differences(written, gguf)))
 
             def compare_weight(name: str) -> list[str]:
-                if name.startswith("model.layers.") and is_packed:
-                    return []  # AWQ also rescales the norms; the caller compares predictions
+                # The caller compares the predictions of packed matrices; AWQ also rescales norms and biases.
+                if to_weights[name].type in packed or ("AWQ" in packed and name.startswith("model.layers.")):
+                    return []
                 stored = to_weights[name].type if gguf is not None else _TYPES.get(kind, kind)
                 return list(_weight_differences(name, from_weights[name], to_weights[name], stored))
 

@@ -14,6 +14,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.families import FAMILIES
 from meditron.model.gguf_layout import gguf_tensor_name
 from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
+from meditron.model.packed_weights import open_packed_matrices
 from meditron.model.shapes import EMBEDDING, HEAD, parameter_shapes
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
@@ -25,8 +26,6 @@ __all__ = ["missing_gguf_keys", "source_file_differences", "special_token_differ
 
 _COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "rope.scaling."
-# Tensors in which GPTQ and AWQ store a matrix; AutoGPTQ adds a bias of zeros.
-_PACKED_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def source_file_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
@@ -92,11 +91,9 @@ def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[st
     """Yield stored tensors that the written model lacks, except a head that equals the embedding."""
     whole = written.model_copy(update={"tie_word_embeddings": False})
     if source.kind == "hf":
-        files = tensor_files(Path(source.path))
-        stored = {name for name in files if not name.endswith(_COPIES)}
-        packed = {name.removesuffix("qweight") for name in stored if name.endswith(".qweight")}
-        stored -= {f"{stem}{part}" for stem in packed for part in _PACKED_PARTS}
-        stored |= {f"{stem}weight" for stem in packed}
+        folder, expected = Path(source.path), parameter_shapes(written)
+        packed, plain = open_packed_matrices(folder, tensor_files(folder), expected)
+        stored = {name for name in (*plain, *packed) if not name.endswith(_COPIES)}
     else:
         ours = {gguf_tensor_name(name): name for name in parameter_shapes(whole)}
         with GGUF(Path(source.path)) as gguf:

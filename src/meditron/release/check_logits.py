@@ -51,7 +51,7 @@ def logit_differences(
 def kl_divergence(
     config: LlamaConfig, source: Mapping[str, WeightRows], written: Mapping[str, WeightRows], ids: list[int]
 ) -> float:
-    """Return the mean KL divergence of the written model's predictions from the source's, in nats per token.
+    """Return the mean KL divergence D(source ‖ written) of the predictions, in nats per token.
 
     Args:
         config: The config of both.

@@ -15,7 +15,7 @@ from meditron.store.gguf import map_gguf
 from meditron.store.gguf_header import GGUFHeader
 from meditron.store.gguf_parts import part_name, part_of, require_complete_split, split_stem
 from meditron.store.gguf_writer import MAGIC
-from meditron.store.new_files import NewFile, create_new_files, refuse_existing
+from meditron.store.new_files import NewFile, concatenate, create_new_files, refuse_existing
 
 __all__ = ["join_parts"]
 
@@ -200,15 +200,7 @@ def _plain_place(path: Path) -> tuple[str, int]:
 
 
 def _concatenate(parts: _Parts, out: Path) -> dict[str, Any]:
-    sizes = [path.stat().st_size for path in parts.paths]
-    with (
-        progress(f"join {out.name}", sum(sizes), unit="B") as bar,
-        create_new_files([out], sum(sizes), bar) as (new,),
-    ):
-        with new:
-            for path, size in zip(parts.paths, sizes, strict=True):
-                with translate_read_errors(path), path.open("rb") as source:
-                    new.copy(source, path, 0, size)
+    with concatenate(parts.paths, out) as new:
         _require_whole_gguf(new, parts)
         _require_checksum(new, parts)
     return new.record

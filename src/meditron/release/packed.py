@@ -169,7 +169,7 @@ def _write_folder(
     """Write one folder under a temporary name, check it, and return its description."""
     with replace_when_complete(path) as temporary:
         packed = scratch / "packed"
-        _run_gptqmodel(plan, kind, source, packed, scratch)
+        _run_gptqmodel(plan, kind, path, source, packed, scratch)
         _assemble(source, packed, temporary, _quantization_config(kind, plan.calibration))
         kl = _check(plan, kind, path, temporary) if plan.check else None
         digests = {file.name: sha256_file(file) for file in list_files(temporary)}
@@ -183,7 +183,10 @@ def _write_folder(
     }
 
 
-def _run_gptqmodel(plan: PackedPlan, kind: PackedType, source: Path, packed: Path, scratch: Path) -> None:
+def _run_gptqmodel(
+    plan: PackedPlan, kind: PackedType, path: Path, source: Path, packed: Path, scratch: Path
+) -> None:
+    """Let GPTQModel write the packed weights of `path` to the folder `packed`."""
     job = Job(
         source=str(source.absolute()),
         out=str(packed.absolute()),
@@ -227,8 +230,8 @@ def _run_gptqmodel(plan: PackedPlan, kind: PackedType, source: Path, packed: Pat
         if process.returncode:
             log.seek(0)
             raise EngineError(
-                f"{kind}: GPTQModel {_last_words(process.returncode, log.read())}",
-                hint="nothing was written",
+                f"{path}: GPTQModel {_last_words(process.returncode, log.read())}",
+                hint="it was not written; folders and files that were written before it are kept",
             )
 
 

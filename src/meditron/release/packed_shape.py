@@ -9,12 +9,10 @@ from meditron.model.config import LlamaConfig
 from meditron.model.shapes import parameter_shapes
 from meditron.model.weight_rows import load_config
 from meditron.release.packed_types import GROUP_SIZES, PackedType
+from meditron.store.model_memory import CONTEXT
 from meditron.store.models import resolve_model
 
 __all__ = ["describe_packed", "preview_packed", "require_fitting_shape"]
-
-_CONTEXT = 4096
-"""Tokens of the KV cache in the memory estimate, at most."""
 
 
 def _matrices(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -59,7 +57,7 @@ def describe_packed(kind: PackedType, config: LlamaConfig) -> dict[str, Any]:
         `context` tokens), `fallbacks` (always empty: a type that does not fit is refused), `cost` (None: it
         depends on the calibration text, so there are no published ones).
     """
-    size, context = _tensor_bytes(kind, config), min(_CONTEXT, config.max_position_embeddings)
+    size, context = _tensor_bytes(kind, config), min(CONTEXT, config.max_position_embeddings)
     return {
         "type": str(kind),
         "bytes": size,

@@ -12,7 +12,7 @@ from meditron.core.errors import UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import gguf_header
-from meditron.model.packed_format import read_packed_format
+from meditron.model.packed_format import packed_format_of
 from meditron.model.packed_weights import PACKED_TYPES
 from meditron.model.presets import model_tokenizer
 from meditron.model.weight_rows import open_weight_rows
@@ -32,7 +32,7 @@ from meditron.report.quantization import measured_costs, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.checksums import write_checksums
-from meditron.store.files import make_folder, read_json, sha256_file
+from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
@@ -260,8 +260,7 @@ def warn_if_already_quantized(files: ModelFiles) -> None:
         with GGUF(Path(files.path)) as gguf:
             kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - FLOAT_TYPES)
     elif files.kind == "hf":
-        config = files.path / "config.json"
-        packed = read_packed_format(read_json(config), config)
+        packed = packed_format_of(files.path)
         kinds = [] if packed is None else [PACKED_TYPES[packed.quant_method]]
     if kinds:
         warn(f"{files.spec} is already quantized ({', '.join(kinds)}): the errors of both add up")

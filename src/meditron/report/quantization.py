@@ -8,7 +8,7 @@ the upper end.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ from meditron.core.units import format_count
 from meditron.report import number_format
 from meditron.report.verdicts import source_domains, verdict
 from meditron.store import results
+from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Manifest, read_manifest
 from meditron.store.results import Comparison, EvaluationResult, Fidelity
 
@@ -27,7 +28,7 @@ __all__ = [
     "FileLoss",
     "QuantizationCost",
     "TextLoss",
-    "losses_from_evaluation",
+    "losses_from_evaluations",
     "measured_costs",
     "measured_file_costs",
     "published_cost",
@@ -161,12 +162,17 @@ class FileLoss:
         texts = [text for text in self.texts if text.domain == _MEDICAL] or self.texts
         if not texts:
             return None
-        worse_on = tuple(task for task, comparison in self.tasks.items() if verdict(comparison) == "worse")
-        return replace(max((text.cost for text in texts), key=lambda cost: cost.upper_end), worse_on=worse_on)
+        largest = max((text.cost for text in texts), key=lambda cost: cost.upper_end)
+        return replace(largest, worse_on=self.worse_on)
+
+    @property
+    def worse_on(self) -> tuple[str, ...]:
+        """Tasks on which the accuracy is significantly lower."""
+        return tuple(task for task, comparison in self.tasks.items() if verdict(comparison) == "worse")
 
 
-def losses_from_evaluation(
-    result: EvaluationResult, stage: str, parent: str, domains: Mapping[str, str]
+def losses_from_evaluations(
+    evaluations: Iterable[EvaluationResult], stage: str, parent: str, domains: Mapping[str, str]
 ) -> dict[str, FileLoss]:
     """Return the measured loss of each type of a quantize stage.
 
@@ -174,28 +180,33 @@ def losses_from_evaluation(
     the perplexities of the one with more documents are used.
 
     Args:
-        result: An evaluation.
+        evaluations: Evaluations of the files; of equal measurements the last one counts.
         stage: Name of the quantize stage, or of the folder of the files.
-        parent: Name of the model that its files were made from.
+        parent: Name of the model that its files were made from. Its F16, BF16 or F32 file stands for it.
         domains: Source → domain.
     """
+    references = {parent, *(f"{stage}:{kind}" for kind in FLOAT_TYPES)}
     texts: dict[str, dict[str, TextLoss]] = {}
     tasks: dict[str, dict[str, Comparison]] = {}
-    for pair in result.fidelity:
-        name, _, kind = pair.model.rpartition(":")
-        if name == stage:
-            texts.setdefault(kind, {}).setdefault(pair.source, _text_of_fidelity(pair, domains))
-    for comparison in result.differences:
-        name, _, kind = comparison.b.rpartition(":")
-        if name != stage or comparison.a != parent:
-            continue
-        if comparison.task:
-            tasks.setdefault(kind, {})[comparison.task] = comparison
-        elif comparison.source:
-            known = texts.setdefault(kind, {}).get(comparison.source)
-            if known is None or known.documents < comparison.n:
-                text = _text_of_comparison(comparison, comparison.source, domains)
-                texts[kind][comparison.source] = replace(text, fidelity=known.fidelity if known else None)
+    for result in evaluations:
+        for pair in result.fidelity:
+            name, _, kind = pair.model.rpartition(":")
+            if name != stage or pair.against not in references:
+                continue
+            known = texts.setdefault(kind, {}).get(pair.source)
+            if known is None or known.documents <= pair.documents:
+                texts[kind][pair.source] = _text_of_fidelity(pair, domains)
+        for comparison in result.differences:
+            name, _, kind = comparison.b.rpartition(":")
+            if name != stage or comparison.a not in references:
+                continue
+            if comparison.task:
+                tasks.setdefault(kind, {})[comparison.task] = comparison
+            elif comparison.source:
+                known = texts.setdefault(kind, {}).get(comparison.source)
+                if known is None or known.documents < comparison.n:
+                    text = _text_of_comparison(comparison, comparison.source, domains)
+                    texts[kind][comparison.source] = replace(text, fidelity=known.fidelity if known else None)
     return {
         kind: FileLoss(tuple(texts.get(kind, {}).values()), tasks.get(kind, {}))
         for kind in dict.fromkeys([*texts, *tasks])
@@ -248,13 +259,22 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
     quantized = [m for m in manifests.values() if m.kind == "quantize" and _has_input(m, stage)]
     domains = {source: domain for m in manifests.values() for source, domain in source_domains(m)}
     costs: dict[str, QuantizationCost] = {}
-    for place, evaluation in manifests.items():
-        if evaluation.kind == "evaluate" and (place / results.FILE_NAME).is_file():
-            for manifest in quantized:
-                if manifest.digest in {record.digest for record in evaluation.inputs.values()}:
-                    result = results.read_results(place)
-                    losses = losses_from_evaluation(result, manifest.name, stage.name, domains)
-                    costs = measured_file_costs(losses) | costs
+    for manifest in quantized:
+        evaluations = [
+            results.read_results(place)
+            for place, evaluation in manifests.items()
+            if evaluation.kind == "evaluate"
+            and (place / results.FILE_NAME).is_file()
+            and _has_input(evaluation, manifest)
+        ]
+        losses = losses_from_evaluations(evaluations, manifest.name, stage.name, domains)
+        # A file that was measured on tasks alone has the published rise of its type.
+        published = {
+            kind: replace(cost, worse_on=loss.worse_on)
+            for kind, loss in losses.items()
+            if loss.worse_on and (cost := published_cost(kind))
+        }
+        costs = published | measured_file_costs(losses) | costs
     return costs
 
 
@@ -282,14 +302,15 @@ def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Quant
     cost = costs.get(kind or "") or published_cost(kind or "")
     if kind is None or cost is None:
         return ""
-    limit = number_format.percent(_ACCEPTABLE)
+    condition = f"perplexity rises by at most {number_format.percent(_ACCEPTABLE)}"
+    if cost.interval:
+        condition += ", also at the upper end of the 95 % interval,"
+    if cost.is_measured:
+        condition += " and whose accuracy is significantly lower on no measured task"
     if cost.is_acceptable:
-        reason = f"the smallest file with a rise in perplexity of at most {limit}"
-        if cost.interval:
-            reason += " at the upper end of its 95 % interval, and without a significant loss of accuracy"
+        reason = f"the smallest {'measured file' if cost.is_measured else 'file'} whose {condition}"
     else:
-        reason = "the file with the smallest loss; none is acceptable (a rise in perplexity of at most "
-        reason += f"{limit}, and no significant loss of accuracy)"
+        reason = f"the file with the smallest loss; there is none whose {condition}"
     advice = f"recommended: {kind}, {reason} ({cost})"
     if cost.is_measured:
         return advice

@@ -12,7 +12,7 @@ from meditron.report.answers import Answer, RunFacts, answer_questions, overview
 from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
-from meditron.report.quantization import losses_from_evaluation
+from meditron.report.quantization import losses_from_evaluations
 from meditron.report.quantization_tables import file_tables, loss_figure
 from meditron.report.rubrics import rubric_tables_by_set
 from meditron.report.training_page import format_training_metrics, loss_unit
@@ -203,12 +203,7 @@ def _add_files(
         parent = stage["inputs"].get("model", {}).get("reference", "")
         # A reference that names no stage is the recipe's base model.
         parent = parent if _is_stage(parent, record) else "base"
-        # The losses of a later evaluation replace those of an earlier one.
-        losses = {
-            kind: loss
-            for result in evaluations
-            for kind, loss in losses_from_evaluation(result, name, parent, record["domains"]).items()
-        }
+        losses = losses_from_evaluations(evaluations, name, parent, record["domains"])
         files = _quantized_files(stage)
         for table in file_tables(files, losses, f"Files of {name}"):
             _add_table(page, table)

@@ -25,6 +25,7 @@ __all__ = [
     "HEADER_BYTES",
     "ModelShape",
     "Offload",
+    "cache_elements",
     "offloads",
     "shape_of_config",
     "shape_of_gguf_header",
@@ -165,23 +166,30 @@ def _shape_of_metadata(metadata: Mapping[str, Any]) -> ModelShape | None:
     name = metadata.get("general.architecture")
     if any(f"{name}{key}" in metadata for key in _OTHER_CACHES):
         return None
-    layers, context = (
-        _count(metadata.get(f"{name}.block_count")),
-        _count(metadata.get(f"{name}.context_length")),
-    )
-    heads = metadata.get(f"{name}.attention.head_count")
-    shared = metadata.get(f"{name}.attention.head_count_kv", heads)
-    # Models whose layers differ have a list with a number per layer.
-    cached_heads = sum(map(_count, shared)) if isinstance(shared, list) else layers * _count(shared)
-    head = _count(metadata.get(f"{name}.embedding_length")) // max(_largest(heads), 1)
-    key = _count(metadata.get(f"{name}.attention.key_length")) or head
-    value = _count(metadata.get(f"{name}.attention.value_length")) or head
-    elements = cached_heads * (key + value)
+    layers, context = (_count(metadata.get(f"{name}.{key}")) for key in ("block_count", "context_length"))
     sizes = (
         _largest(metadata.get(f"{name}.{key}"))
         for key in ("embedding_length", "feed_forward_length", "vocab_size")
     )
+    elements = cache_elements(metadata)
     return ModelShape(layers, elements, context, *sizes) if elements and context else None
+
+
+def cache_elements(metadata: Mapping[str, Any]) -> int:
+    """Return the elements of one token's keys and values in all layers, by the metadata of a GGUF file.
+
+    The result is 0 if the metadata lack a size.
+    """
+    name = metadata.get("general.architecture")
+    heads = metadata.get(f"{name}.attention.head_count")
+    shared = metadata.get(f"{name}.attention.head_count_kv", heads)
+    # Models whose layers differ have a list with a number per layer.
+    layers = _count(metadata.get(f"{name}.block_count"))
+    cached_heads = sum(map(_count, shared)) if isinstance(shared, list) else layers * _count(shared)
+    head = _count(metadata.get(f"{name}.embedding_length")) // max(_largest(heads), 1)
+    key = _largest(metadata.get(f"{name}.attention.key_length")) or head
+    value = _largest(metadata.get(f"{name}.attention.value_length")) or head
+    return cached_heads * (key + value)
 
 
 def _read_scalars(header: bytes) -> dict[str, Any]:

@@ -10,12 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from meditron.core.console import Bar
+from meditron.core.console import Bar, progress
 from meditron.core.errors import InputError, StorageError, UsageError
 from meditron.core.units import format_bytes
-from meditron.store.files import fsync_path, make_folder, temporary_path, translate_write_errors
+from meditron.store.files import (
+    fsync_path,
+    make_folder,
+    temporary_path,
+    translate_read_errors,
+    translate_write_errors,
+)
 
-__all__ = ["NewFile", "create_new_files", "refuse_existing"]
+__all__ = ["NewFile", "concatenate", "create_new_files", "refuse_existing"]
 
 _CHUNK = 8 << 20
 # File systems without hard links, such as FAT, refuse them with one of these.
@@ -129,6 +135,27 @@ def create_new_files(paths: Sequence[Path], nbytes: int, bar: Bar) -> Iterator[l
     finally:
         for file in files:
             file.temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def concatenate(paths: Sequence[Path], out: Path) -> Iterator[NewFile]:
+    """Write the content of files one after another to a new file, which gets its name when the block ends.
+
+    Raises the errors of `create_new_files`, and InputError or SourceError for a file that cannot be read.
+    """
+    sizes = []
+    for path in paths:
+        with translate_read_errors(path):
+            sizes.append(path.stat().st_size)
+    with (
+        progress(f"join {out.name}", sum(sizes), unit="B") as bar,
+        create_new_files([out], sum(sizes), bar) as (new,),
+    ):
+        with new:
+            for path, size in zip(paths, sizes, strict=True):
+                with translate_read_errors(path), path.open("rb") as source:
+                    new.copy(source, path, 0, size)
+        yield new
 
 
 def _publish(files: Sequence[NewFile]) -> None:

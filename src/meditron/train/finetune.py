@@ -115,10 +115,7 @@ def _training_inputs(
     tokenizer = training_tokenizer(config, base_tokenizer)
     sources = open_data(config, {entry.input: inputs[entry.input].path for entry in config.data()})
     name = "+".join(source.name for source in sources)
-    examples = [
-        example for source in sources for example in tokenize_source(config, source, tokenizer, overlap)
-    ]
-    _check_row_lengths(name, examples, overlap)
+    examples = _tokenize_sources(config, name, sources, tokenizer, overlap)
     trained = [example for example in examples if example.split == "train"]
     heldout = [example for example in examples if example.split == "heldout"]
     answer_tokens = sum(sum(example.tokenized_turns.in_loss) for example in trained)
@@ -146,8 +143,7 @@ def _training_inputs(
     return TrainingInputs(
         report_title="Finetuning",
         progress_label="finetune",
-        # The exported tokenizer has the chat template of the training, so `meditron chat` needs no option for
-        # it.
+        # With the chat template of the training: `meditron chat` then needs no option for it.
         tokenizer=with_chat_template(tokenizer, config.template),
         new_tokens=_new_tokens(base_tokenizer, tokenizer),
         dataset=packed,
@@ -172,6 +168,20 @@ def _training_inputs(
             overlap=overlap,
         ),
     )
+
+
+def _tokenize_sources(
+    config: FinetuneConfig,
+    name: str,
+    sources: Sequence[DataSource],
+    tokenizer: Tokenizer,
+    overlap: "OverlapFilter | None",
+) -> list[Example]:
+    examples = [
+        example for source in sources for example in tokenize_source(config, source, tokenizer, overlap)
+    ]
+    _check_row_lengths(name, examples, overlap)
+    return examples
 
 
 def _new_tokens(base: Tokenizer, extended: Tokenizer) -> NewTokens | None:

@@ -71,18 +71,7 @@ def build_state(
         InputError: A file of the model is damaged.
     """
     shape, sharded, pipeline, length = layout.shape, None, None, None
-    model_config = load_config(base)
-    if new_tokens is not None:
-        model_config = extended_config(model_config, new_tokens)
-    require_possible_layout(
-        model_config,
-        shape,
-        sequence_length=config.sequence_length,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        adapter=config.adapter,
-        quantized=config.quantized,
-    )
+    _require_possible_layout(config, base, layout, new_tokens)
     division = shape.divide_batch(config.batch_size, config.micro_batch_size)
     config = config.model_copy(update={"micro_batch_size": division.micro_batch_size})
     if layout.is_distributed:
@@ -105,6 +94,24 @@ def build_state(
         pipeline=pipeline,
         sequence_length=length,
         guard=Guard(config.guard),
+    )
+
+
+def _require_possible_layout(
+    config: TrainingConfig, base: ModelFiles, layout: Layout, new_tokens: NewTokens | None
+) -> None:
+    """Raise RecipeError if the layout cannot divide the model, with its new tokens, or the batch."""
+    model_config = load_config(base)
+    if new_tokens is not None:
+        model_config = extended_config(model_config, new_tokens)
+    require_possible_layout(
+        model_config,
+        layout.shape,
+        sequence_length=config.sequence_length,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        adapter=config.adapter,
+        quantized=config.quantized,
     )
 
 

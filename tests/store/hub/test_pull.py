@@ -229,6 +229,27 @@ def test_plain_pieces_are_joined_and_shards_are_not(hub: Hub, gguf: bytes, out: 
     assert set(tree(out / "half")) == {"m.Q8_0.gguf-split-b"}  # not a whole file
 
 
+def test_the_name_of_a_shard_selects_all_shards_of_its_model(hub: Hub, gguf: bytes, out: Path):
+    first = "q/s-00001-of-00002.gguf"
+    shards = {first: gguf, "q/s-00002-of-00002.gguf": b"GGUF"}
+    others = {"s-00001-of-00002.gguf": b"", "q/s-00001-of-00003.gguf": b"", "q/s.gguf": b""}
+    hub.repositories["org/m"] = Repository(shards | others)
+    pulled(out, source=f"{NAME}:{first}")
+    assert tree(out) == shards
+    pulled(out / "again", source=f"{NAME}:q/s-00002-of-00002.gguf")
+    assert tree(out / "again") == shards
+    digest = hashlib.sha256(gguf).hexdigest()
+    assert len(pulled(out, source=f"{NAME}:{first}@sha256:{digest}")) == 2
+    with pytest.raises(DigestError, match="expected 0000"):
+        pulled(out, source=f"{NAME}:{first}@sha256:{'0' * 64}")
+
+
+def test_a_digest_of_a_file_in_pieces_is_refused_and_not_ignored(hub: Hub, gguf: bytes, out: Path):
+    hub.repositories["org/m"] = Repository({"m.gguf-split-a": gguf, "m.gguf-split-b": b"GGUF"})
+    with pytest.raises(SourceError, match=r"m\.gguf is joined from 2 pieces"):
+        pulled(out, source=f"{NAME}:m.gguf@sha256:{'0' * 64}")
+
+
 def test_a_busy_hub_is_asked_again(hub: Hub, repository: Repository, out: Path):
     hub.faults = [
         Fault("^/api/models", status=429, headers={"Retry-After": "0"}),

@@ -107,11 +107,7 @@ def answer_conversations(
 
     def answer(group: Sequence[RubricRow]) -> Iterator[AnswerRow]:
         for row in group:
-            if (tokens := _excess_tokens(model, prompts[row.id], form, 1)) is not None:
-                raise UsageError(
-                    f"{model.name}: the conversation {row.id} has {tokens} tokens, more than its context of "
-                    f"{model.generator.context}"
-                )
+            _require_fitting(model, row.id, prompts[row.id], form)
         texts = model.generator.generate_each(
             [prompts[row.id] for row in group],
             [sample_seed(settings.seed, row.id, 0) for row in group],
@@ -121,7 +117,7 @@ def answer_conversations(
             nonempty=True,
         )
         for index, generation in texts:
-            text = generation.text.partition(_NEXT_TURN)[0] if form == RAW else generation.text
+            text = _answer_text(generation.text, form).strip()
             yield AnswerRow(
                 **model.row_fields(cache_key),
                 id=group[index].id,
@@ -133,8 +129,8 @@ def answer_conversations(
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
                 seed=settings.seed,
-                answer=text.strip(),
-                answer_sha256=text_sha256(text.strip()),
+                answer=text,
+                answer_sha256=text_sha256(text),
                 unfinished=generation.stop in ("length", "context"),
             )
 
@@ -269,8 +265,7 @@ def _judge_group(
         )
         unread = []
         for place, generation in texts:
-            index = pending[place]
-            text = generation.text.partition(_NEXT_TURN)[0] if form == RAW else generation.text
+            index, text = pending[place], _answer_text(generation.text, form)
             outputs[index].append(text)
             if parse_verdict(text, judge.prompt.answer) is None and attempt + 1 < judge.attempts:
                 unread.append(index)
@@ -364,12 +359,26 @@ def _conversation_form(model: EvalModel, *, plain: bool = False) -> str:
     return RAW
 
 
+def _answer_text(text: str, form: str) -> str:
+    """Return a generated text, in plain text only up to the next turn, which such a model tends to add."""
+    return text.partition(_NEXT_TURN)[0] if form == RAW else text
+
+
 def _to_prompt(messages: Sequence[Message], form: str) -> Prompt:
     return f"{plain_conversation(messages)}\n\nAssistant:" if form == RAW else list(messages)
 
 
 def _prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else plain_conversation(prompt)
+
+
+def _require_fitting(model: EvalModel, name: str, prompt: Prompt, form: str) -> None:
+    """Raise UsageError if the prompt of the conversation `name` leaves no space for an answer."""
+    if (tokens := _excess_tokens(model, prompt, form, 1)) is not None:
+        raise UsageError(
+            f"{model.name}: the conversation {name} has {tokens} tokens, more than its context of "
+            f"{model.generator.context}"
+        )
 
 
 def _excess_tokens(model: EvalModel, prompt: Prompt, form: str, answer_tokens: int) -> int | None:

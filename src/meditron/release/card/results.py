@@ -8,7 +8,7 @@ from meditron.report import methods, number_format, rubrics
 from meditron.report.contamination import contamination_table
 from meditron.report.quantization import (
     FileLoss,
-    losses_from_evaluation,
+    losses_from_evaluations,
     measured_file_costs,
     recommendation,
 )
@@ -66,7 +66,7 @@ def add_files(card: CardWriter, facts: CardFacts) -> None:
     losses: dict[str, FileLoss] = {}
     if facts.evaluation is not None and facts.quantize_manifest is not None:
         stage = facts.quantize_manifest.name
-        losses = losses_from_evaluation(facts.evaluation, stage, facts.model_stage, facts.domains)
+        losses = losses_from_evaluations([facts.evaluation], stage, facts.model_stage, facts.domains)
     for table in file_tables(facts.quantized_files, losses, "GGUF files"):
         _add_table(card, table)
     costs = measured_file_costs(losses)

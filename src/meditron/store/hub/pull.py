@@ -24,7 +24,6 @@ from meditron.store.download import DownloadOptions, discard_download, download,
 from meditron.store.fetch import parse_source
 from meditron.store.file_lock import exclusive_lock
 from meditron.store.files import (
-    atomic_write,
     cache_folder,
     content_digest,
     fsync_path,
@@ -37,6 +36,7 @@ from meditron.store.files import (
 from meditron.store.hub.client import HubClient, HubFile, ModelListing, git_blob_id
 from meditron.store.hub.selection import PieceGroup, model_of, piece_groups, require_safe_names, select_files
 from meditron.store.model_memory import HEADER_BYTES, ModelShape, shape_of_config, shape_of_gguf_header
+from meditron.store.new_files import concatenate
 
 __all__ = ["ModelPull", "PulledFile", "open_pull"]
 
@@ -239,14 +239,14 @@ def open_pull(
     """List a repository's revision and select files; yield the selection, the folder and its work folder.
 
     Args:
-        source: `hf:org/name`, or `hf:org/name:file` for one file.
+        source: `hf:org/name`, or `hf:org/name:file` for one file with all its parts.
         revision: Branch, tag or commit; the main branch by default.
         globs: Globs of paths or file names; all files by default.
         out: The folder; by default `./name`. It is created and locked while the block runs.
 
     Raises:
         UsageError: the source is not a model on the hub.
-        SourceError: there is no such model, revision or file.
+        SourceError: there is no such model, revision or file, or a SHA-256 is given for a file in pieces.
         FetchError: the hub cannot be reached, or refuses the request.
         InputError: a file's name would lead outside of the folder.
     """
@@ -260,10 +260,15 @@ def open_pull(
     require_safe_names(files, shown)
     if any(file.name.split("/")[0] == WORK for file in listing.files):
         raise InputError(shown, f"has a folder {WORK}, which meditron uses for downloads in progress")
-    if spec.sha256 and len(files) == 1:
-        listed = files[0].sha256
-        require_digest(shown, listed or spec.sha256, spec.sha256)
-        files = [HubFile(files[0].name, files[0].bytes, spec.sha256)]
+    if spec.sha256:
+        named = next((file for file in files if file.name == spec.member), None)
+        if named is None:
+            raise SourceError(
+                f"{shown}: {spec.member} is joined from {len(files)} pieces, and has no SHA-256 on the hub",
+                hint="leave out @sha256:…; each piece is compared with its own",
+            )
+        require_digest(shown, named.sha256 or spec.sha256, spec.sha256)
+        files[files.index(named)] = HubFile(named.name, named.bytes, spec.sha256)
     folder = (out or Path(spec.name.rpartition("/")[2])).expanduser()
     key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]
     lock = cache_folder() / "locks" / f"pull-{key}"
@@ -344,10 +349,9 @@ def _digest_of_next(read: Callable[[int], bytes], count: int) -> str:
 def _join(out: Path, group: PieceGroup) -> None:
     """Concatenate the pieces of a file, and remove them."""
     paths = [out / piece.name for piece in group.pieces]
-    with atomic_write(out / group.name) as joined:
-        for path in paths:
-            with translate_read_errors(path), path.open("rb") as piece:
-                shutil.copyfileobj(piece, joined, 1 << 20)
+    remove_path(out / group.name)  # a file of another revision, or one that was altered
+    with concatenate(paths, out / group.name):
+        pass
     for path in paths:
         remove_path(path)
     info(f"{out / group.name}: joined from {len(paths)} pieces")

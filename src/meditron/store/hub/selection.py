@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from meditron.core.errors import InputError, SourceError
+from meditron.store.gguf_parts import first_part
 from meditron.store.hub.client import HubFile
 
 __all__ = ["PieceGroup", "model_of", "piece_groups", "require_safe_names", "select_files"]
@@ -81,7 +83,8 @@ def select_files(
     """Return the files that a name or globs select; all files without either.
 
     A glob matches the whole path or its last part. The name of a joined file selects its pieces, and a glob
-    that matches it too.
+    that matches it too. The name of one shard of gguf-split selects all shards of its model, as llama.cpp
+    opens all by the name of the first.
 
     Raises:
         SourceError: nothing is selected; the hint lists similar names.
@@ -94,7 +97,7 @@ def select_files(
     def is_selected(file: HubFile) -> bool:
         names = {file.name, pieces.get(file.name, file.name)}
         if name:
-            return name in names
+            return name in names or first_part(Path(file.name)) == first_part(Path(name))
         names |= {each.rpartition("/")[2] for each in names}
         return any(fnmatchcase(each, glob) for each in names for glob in globs)
 
