@@ -108,7 +108,7 @@ def test_without_types_the_default_of_the_stage_is_written(
 def test_gptq_and_awq_are_types_too(meditron: Command, tmp_path: Path) -> None:
     model = tiny_hf(
         tmp_path / "model", hidden_size=64, intermediate_size=128, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16,
+        num_key_value_heads=2, head_dim=32,
     )  # fmt: skip
     planned = meditron("quantize", model, "q8_0", "--type", "awq-4bit-32g", "--dry-run", "--json")
     files = json.loads(planned.out)["files"]
