@@ -85,10 +85,10 @@ EIGHT = [
     Case("deep", {"pp": 8}),
 ]
 # The others differ from these in the schedule of the pipeline, which float64 shows better.
-ALSO_IN_FLOAT32 = EIGHT[:3]
+ALSO_IN_FLOAT32 = EIGHT[:7]
 RUNS = [(case, "float64") for case in EIGHT] + [(case, "float32") for case in ALSO_IN_FLOAT32]
 # Largest difference of a loss, and in float64 of a weight, after all steps.
-BOUNDS = {"float64": 1e-9, "float32": 2e-5}  # float32 rounds otherwise on CPUs without AVX-512
+BOUNDS = {"float64": 1e-9, "float32": 1e-5}  # 6.3e-6 was measured on a CPU with AVX2 alone
 # Layouts that a checkpoint of dp2 × tp2 × pp2 opens in.
 OTHERS = [{}, {"tp": 2}, {"dp_shard": 2, "pp": 2}, {"dp_shard": 4}]
 
