@@ -20,11 +20,13 @@ from meditron.model.weight_rows import WeightRows
 from meditron.model.weights import load_model
 from meditron.release import encode as encode_module
 from meditron.release.config import QuantizeConfig
+from meditron.release.ggml import load_ggml
 from meditron.release.imatrix_file import read_imatrix, write_imatrix
 from meditron.release.quantize import QuantizeOptions, run
 from meditron.release.quantize import quantize as quantize_model
 from meditron.release.types import GGUFType
 from meditron.store.gguf import GGUF
+from meditron.store.gguf_types import TensorType
 from meditron.store.manifest import Artifact
 from meditron.store.model_memory import HEADER_BYTES, shape_of_gguf_header
 from quantized import FAST_TYPES, digest, golden, seeded_imatrix
@@ -191,19 +193,19 @@ def test_neither_threads_nor_the_number_format_of_the_source_move_a_byte(
 def test_weights_are_read_once_and_a_shared_encoding_is_computed_once(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, encode = WeightRows.read, encode_module._quantize
+    read, encode = WeightRows.read, encode_module.quantize
     reads, encoded = [], []
 
     def counted_read(weight: WeightRows, rows: Any) -> Any:
         reads.append(weight.shape)
         return read(weight, rows)
 
-    def counted_encode(values: np.ndarray, kind: str, importance: Any) -> Any:
+    def counted_encode(values: np.ndarray, kind: TensorType, importance: Any) -> Any:
         encoded.append((values.shape, kind))
         return encode(values, kind, importance)
 
     monkeypatch.setattr(WeightRows, "read", counted_read)
-    monkeypatch.setattr(encode_module, "_quantize", counted_encode)
+    monkeypatch.setattr(encode_module, "quantize", counted_encode)
     unchecked = QuantizeOptions(check=False)
     quantize_model(str(wide), ["Q4_K_S"], tmp_path / "one", unchecked)
     once, alone = len(reads), list(encoded)
@@ -279,8 +281,9 @@ def test_bf16_and_f32_hold_what_f16_cannot(tiny: Path, tmp_path: Path) -> None:
 def test_without_the_compiled_quantizers_only_floats_can_be_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "libgguf", None)
-    with pytest.raises(MissingExtra, match="libgguf") as refused:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    load_ggml.cache_clear()
+    with pytest.raises(MissingExtra, match="xllamacpp") as refused:
         quantize(tiny, tmp_path, "F16", "Q8_0")
     assert "meditron[release]" in str(refused.value.hint)
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,6 @@ EXTRAS = {
     "pycld2": "corpus",
     "pypdfium2": "corpus",
     "resiliparse": "corpus",
-    "libgguf": "release",
     "huggingface_hub": "release",
     "model_signing": "signing",
     "OpenSSL": "signing",

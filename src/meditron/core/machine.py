@@ -26,7 +26,6 @@ _LIBRARIES = (
     "safetensors",
     "gguf",
     "lxml",
-    "libgguf",
     "xllamacpp",
     "transformers",
     "ray",

@@ -1,4 +1,4 @@
-"""Conversion of rows of weights to and from ggml's types, with ggml's own C code (libgguf) for blocks.
+"""Conversion of rows of weights to and from ggml's types, with ggml's own code for blocks.
 
 Shapes: R rows, C columns.
 """
@@ -10,33 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meditron.core.errors import MissingExtra
+from meditron.core.errors import UsageError
 from meditron.model.shapes import weight_range_error
 from meditron.model.weight_rows import WeightRows, dequantize_with_gguf
+from meditron.release.ggml import dequantize, quantize
 from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 
-__all__ = ["decode_blocks", "encode_rows", "load_libgguf", "prepare_quantizers", "round_floats", "row_slices"]
+__all__ = ["decode_blocks", "encode_rows", "round_floats", "row_slices"]
 
 _CHUNK = 1 << 18  # values that are encoded at once: a megabyte in float32, which fits in a core's cache
 # The scales of blocks are F16: larger values could overflow them.
 _MOST = float(np.finfo(np.float16).max)
-
-
-def load_libgguf() -> Any:  # noqa: ANN401  # a module without types
-    """Return libgguf's compiled functions; MissingExtra if it is not installed."""
-    try:
-        import libgguf
-    except ImportError as error:
-        raise MissingExtra("libgguf", "release") from error
-    return libgguf
-
-
-def prepare_quantizers(kinds: Iterable[str]) -> None:
-    """Let libgguf build the tables of the types; threads that built them at the same time would crash it."""
-    for kind in sorted(set(kinds) - FLOAT_TYPES):
-        columns = tensor_type(kind).block_size
-        ones_C = np.ones(columns, dtype=np.float32)
-        _quantize(np.ones((1, columns), dtype=np.float32), kind, ones_C)
+_MOST_SUM = float(np.finfo(np.float32).max)
 
 
 def row_slices(weight: WeightRows) -> Iterator[slice]:
@@ -68,7 +53,7 @@ def encode_rows(
         Type → rows: values, bits of bfloat16 in uint16, or bytes of blocks.
 
     Raises:
-        UsageError: A value is not finite, or the type cannot represent it.
+        UsageError: A value is not finite, the type cannot represent it, or its importance is too large.
     """
     values_RC = weight.read(rows)
     # A NaN makes both minimum and maximum NaN.
@@ -78,7 +63,8 @@ def encode_rows(
         if not _represents(kind, most):
             raise weight_range_error(name, kind, finite=bool(np.isfinite(most)))
         if kind not in FLOAT_TYPES:
-            encoded[kind] = _quantize(values_RC, kind, importance_C)
+            _require_finite_sums(name, most, importance_C)
+            encoded[kind] = quantize(values_RC, tensor_type(kind), importance_C)
         elif kind == weight.type:
             encoded[kind] = np.ascontiguousarray(weight.read_stored(rows))
         else:
@@ -98,22 +84,21 @@ def round_floats(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]
 
 
 def decode_blocks(rows: npt.NDArray[np.uint8], kind: str, columns: int) -> npt.NDArray[np.float32]:
-    """Return the values of quantized rows, by libgguf if it is installed, else by gguf-py."""
-    if find_spec("libgguf") is None:
+    """Return the values of quantized rows, by ggml's code if xllamacpp is installed, else by gguf-py."""
+    if find_spec("xllamacpp") is None:
         return dequantize_with_gguf(rows, kind, columns)
-    values = np.empty((len(rows), columns), dtype=np.float32)
-    load_libgguf().dequantize_rows_into_raw(tensor_type(kind).code, rows, values, len(rows), columns)
-    return values
+    return dequantize(rows, tensor_type(kind), columns)
 
 
-def _quantize(
-    values_RC: npt.NDArray[np.float32], kind: str, importance_C: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.uint8]:
-    form, (rows, columns) = tensor_type(kind), values_RC.shape
-    blocks = np.empty((rows, form.nbytes((columns,))), dtype=np.uint8)
-    values_RC = np.ascontiguousarray(values_RC)
-    load_libgguf().quantize_rows_into_raw(form.code, values_RC, blocks, rows, columns, importance_C)
-    return blocks
+def _require_finite_sums(name: str, most: float, importance_C: npt.NDArray[np.float32] | None) -> None:
+    """Raise UsageError if weighted squares could overflow: an assertion in ggml would end the process."""
+    if importance_C is None:
+        return
+    if most**2 * float(importance_C.max()) * importance_C.size > _MOST_SUM:
+        raise UsageError(
+            f"{name}: the squares of its values, weighted by their importance, overflow",
+            hint="compute the importance matrix again: meditron imatrix MODEL TEXT OUT",
+        )
 
 
 def _represents(kind: str, most: float) -> bool:

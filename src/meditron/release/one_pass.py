@@ -21,7 +21,7 @@ import numpy.typing as npt
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import gguf_row_order, rope_factors
 from meditron.model.weight_rows import WeightRows
-from meditron.release.encode import encode_rows, prepare_quantizers, row_slices
+from meditron.release.encode import encode_rows, row_slices
 from meditron.release.file_plan import FilePlan
 from meditron.release.importance import Importance
 from meditron.store.files import atomic_write
@@ -87,7 +87,6 @@ def write_files(
         UsageError: a weight is not finite, or a type cannot represent it.
         StorageError: the disk is full or refuses the write.
     """
-    prepare_quantizers(tensor.type for file in files for tensor in file.plan.tensors)
     with ExitStack() as stack:
         places: dict[str, dict[str, list[_Place]]] = {}
         for file in files:

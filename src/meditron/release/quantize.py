@@ -18,8 +18,8 @@ from meditron.model.presets import model_tokenizer
 from meditron.model.weight_rows import open_weight_rows
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
-from meditron.release.encode import load_libgguf
 from meditron.release.file_plan import FilePlan, plan_files, planned_metadata
+from meditron.release.ggml import load_ggml
 from meditron.release.imatrix_file import read_imatrix
 from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
@@ -84,7 +84,7 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         InputError: The model's files are damaged.
         UsageError: A value of the model overflows in the type, or GGUF has no keys for its rotary scaling.
         ExportError: A written file differs from the model.
-        MissingExtra: A type is quantized and libgguf is not installed.
+        MissingExtra: A type is quantized and xllamacpp is not installed.
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.selectors()}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
@@ -203,7 +203,7 @@ def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
 def _write_files(files: ModelFiles, paths: Mapping[str, Path], options: QuantizeOptions) -> float:
     """Write the files in one pass over the model's weights; return the seconds of the export check."""
     if not set(paths) <= FLOAT_TYPES:
-        load_libgguf()  # a missing extra must fail before anything is read
+        load_ggml()  # a missing extra must fail before anything is read
         warn_if_already_quantized(files)
     tokenizer = model_tokenizer(files)
     comparison = ExportCheck(files, tokenizer)

@@ -20,7 +20,7 @@ from meditron.model.shapes import parameter_shapes
 from meditron.model.weight_rows import WeightRows
 from meditron.model.weights import load_model
 from meditron.parallel.world import current_world, pick_device
-from meditron.release.encode import decode_blocks, encode_rows, prepare_quantizers, row_slices
+from meditron.release.encode import decode_blocks, encode_rows, row_slices
 from meditron.release.importance import Importance
 from meditron.release.size_mix import tensor_group
 from meditron.store.models import ModelFiles
@@ -50,7 +50,6 @@ def measure_sensitivity(
     """
     device = pick_device(current_world())
     model = load_model(files, device=device).eval()
-    prepare_quantizers(_PROBES)
     parameters = dict(model.named_parameters())
     names = {gguf_tensor_name(name): name for name in parameter_shapes(model.config)}
     groups: dict[str, list[str]] = {}

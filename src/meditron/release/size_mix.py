@@ -18,7 +18,7 @@ import numpy.typing as npt
 from meditron.core.errors import UsageError
 from meditron.core.units import format_bytes
 from meditron.model.weight_rows import WeightRows
-from meditron.release.encode import decode_blocks, encode_rows, prepare_quantizers
+from meditron.release.encode import decode_blocks, encode_rows
 from meditron.release.file_plan import FilePlan, PlannedTensor
 from meditron.release.importance import Importance
 from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
@@ -70,7 +70,6 @@ def sampled_errors(
     plan: FilePlan, weights: Mapping[str, WeightRows], importance: Importance
 ) -> dict[str, dict[str, float]]:
     """Return GGUF name → candidate type → relative squared error, of all matrices."""
-    prepare_quantizers(CANDIDATES)
     errors = {}
     for tensor in plan.tensors:
         if tensor.source is not None and len(tensor.shape) > 1:
