@@ -63,6 +63,12 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         dequantize(quantize(values, form, None), form, 768)
 
 
+def test_a_type_without_a_dequantizer_is_refused() -> None:
+    form = tensor_type("I16")
+    with pytest.raises(NotImplementedError, match="I16"):
+        dequantize(np.zeros((1, 64), np.uint8), form, 32)
+
+
 def test_importance_that_would_end_the_process_is_refused() -> None:
     values = rows() * np.float32(1e4)
     weight = WeightRows(values.shape, "F32", values, lambda stored: stored)

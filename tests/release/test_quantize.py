@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llamacpp_each import continuations
-from meditron.core.errors import MissingExtra, SourceError, UsageError
+from meditron.core.errors import InputError, MissingExtra, SourceError, UsageError
 from meditron.model.generate import generate
 from meditron.model.sampling import SamplingConfig
 from meditron.model.weight_rows import WeightRows
@@ -288,6 +288,19 @@ def test_without_the_compiled_quantizers_only_floats_can_be_written(
     assert "meditron[release]" in str(refused.value.hint)
     assert not list(tmp_path.iterdir())
     quantize(tiny, tmp_path, "F16", "BF16")
+
+
+def test_a_tensor_of_integers_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    quantize(tiny, tmp_path, "F16")
+    content = bytearray((tmp_path / "F16.gguf").read_bytes())
+    name = b"blk.0.attn_q.weight"
+    kind = content.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and two sizes
+    assert content[kind] == 1
+    content[kind] = 25  # I16
+    (tmp_path / "damaged.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged.gguf \(blk.0.attn_q.weight\): .* type I16"):
+        quantize_model(str(tmp_path / "damaged.gguf"), ["Q8_0"], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf"))
 
 
 class TestVerb:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import ROPE_FACTORS, gguf_row_order, gguf_tensor_name, read_gguf_config
 from meditron.model.hf_config import read_hf_config
@@ -22,6 +23,7 @@ from meditron.model.packed_weights import PACKED_TYPES, PackedMatrix, open_packe
 from meditron.model.presets import find_preset
 from meditron.model.shapes import HEAD, check_tensors, parameter_shapes
 from meditron.store.gguf import GGUF
+from meditron.store.gguf_header import TensorInfo
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.models import ModelFiles, resolve_model
 from meditron.store.safetensors import FLOAT_DTYPES, SafetensorsFile, stored_as_float32, tensor_files
@@ -180,14 +182,16 @@ class _GGUFRows(Mapping[str, WeightRows]):
             dtype: np.dtype[Any] = FLOAT_DTYPES[info.type]
             stored = stored.view(dtype)
         else:
-            decode = partial(self._decode_blocks, info.type, info.shape[-1])
+            decode = partial(self._decode_blocks, info)
         order = gguf_row_order(name, self._config, len(stored))
         return WeightRows(info.shape, info.type, stored, decode, None if order is None else np.argsort(order))
 
-    def _decode_blocks(
-        self, kind: str, columns: int, stored: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.float32]:
-        return self._decode(np.ascontiguousarray(stored), kind, columns)
+    def _decode_blocks(self, info: TensorInfo, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        try:
+            return self._decode(np.ascontiguousarray(stored), info.type, info.shape[-1])
+        except NotImplementedError as error:
+            problem = f"cannot read tensors of type {info.type}"
+            raise InputError(self._gguf.path, problem, place=info.name) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

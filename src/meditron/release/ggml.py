@@ -97,13 +97,19 @@ def quantize(
 
 
 def dequantize(blocks: npt.NDArray[np.uint8], kind: TensorType, columns: int) -> npt.NDArray[np.float32]:
-    """Return the values of rows of blocks, of shape (R, columns)."""
+    """Return the values of rows of blocks, of shape (R, columns).
+
+    Raises:
+        NotImplementedError: the type is not of weights, such as I16.
+    """
     blocks = np.ascontiguousarray(blocks)
     if blocks.shape[1:] != (kind.nbytes((columns,)),):
         raise ValueError(f"shape {blocks.shape} is not that of rows of {columns} values in {kind.name}")
     traits = load_ggml().get_type_traits(kind.code).contents
     if (traits.block_size, traits.block_bytes) != (kind.block_size, kind.block_bytes):
         raise RuntimeError(f"xllamacpp has other blocks for type {kind.code} than {kind.name}")
+    if not traits.to_float:
+        raise NotImplementedError(f"ggml does not dequantize {kind.name}")
     values = np.empty((len(blocks), columns), dtype=np.float32)
     traits.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
     return values
