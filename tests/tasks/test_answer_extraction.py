@@ -62,6 +62,8 @@ def test_right_options_on_real_outputs_and_none_invented():
         ("The answer is:\nB. Metformin\nA. Aspirin is wrong.", 1),
         ("The answer is\nA. Aspirin\nB. Metformin\nC. Both", None),
         ("Which option is A?", None),
+        ("A 61-year-old man has chest pain and a fever.", None),
+        ("A 61 years old woman presents with a cyst.", None),
         ("The answer is B.\n\nQuestion: What is a fever?\nThe answer is C.", 1),
         ("Therefore, the most appropriate drug is metformin.", 1),
         ("Aspirin lowers fever, and metformin lowers glucose.", None),

@@ -20,7 +20,7 @@ from string import ascii_uppercase
 
 __all__ = ["PARSER_VERSION", "extract_answer"]
 
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 """Version of the rules, increased whenever a text can get another answer."""
 
 _REASONING, _REASONING_END = "<think>", "</think>"
@@ -154,8 +154,9 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
             re.compile(rf"^\W*(?i:option\s+)?{option}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
         ),
         conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),
-        # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`.
-        beginning=re.compile(rf"[\W\d_]*{option}(?!\s+[^\W\d_])"),
+        # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`. The `A` of
+        # `A 61-year-old man` is an article.
+        beginning=re.compile(rf"[\W\d_]*{option}(?!\s+[^\W\d_]|(?<=A)\s+\d)"),
         line=re.compile(rf"^[\W\d_]*(?i:option\s+)?{line}", re.MULTILINE),
         further=re.compile(following),
     )
