@@ -64,6 +64,23 @@ def test_right_options_on_real_outputs_and_none_invented():
         ("Which option is A?", None),
         ("A 61-year-old man has chest pain and a fever.", None),
         ("A 61 years old woman presents with a cyst.", None),
+        ("A 24-hour urine test is the best test.", None),
+        ("A 50% stenosis is the most common finding.", None),
+        ("The answer is A 61-year-old man.", None),
+        ('A "healthy" man, without a fever.', None),
+        ("A **61-year-old man**, with a fever.", None),
+        ("A ≥50% stenosis, without symptoms.", None),
+        ("A-fib is treated with anticoagulants.", None),
+        ("The answer is B-cell lymphoma.", None),
+        ("A+ blood, without antibodies.", None),
+        ("A 61-year-old man has angina. The answer is B.", 1),
+        ("A is correct.", 0),
+        ("The answer is A because of the fever.", 0),
+        ("A (aspirin), because of the fever.", 0),
+        ("A – Aspirin", 0),
+        ("A: Aspirin", 0),
+        ("A", 0),
+        ("**A** Aspirin", 0),
         ("The answer is B.\n\nQuestion: What is a fever?\nThe answer is C.", 1),
         ("Therefore, the most appropriate drug is metformin.", 1),
         ("Aspirin lowers fever, and metformin lowers glucose.", None),
@@ -113,3 +130,24 @@ def test_any_text_gives_an_option_or_none(text, options):
     for answers in (letters, tuple(options)):
         option = extract_answer(text, options=options, answers=answers)
         assert option is None or 0 <= option < len(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("A 5 mg", 0),
+        ("A 5 mg twice daily, because of renal failure", 0),
+        ("B 10 mg", 1),
+        ("A 10 mg dose, at first", None),
+        ("The answer is A 5 mg.", 0),
+        ("The answer is 20 mg.", 2),
+    ],
+)
+def test_doses_beside_letters(text: str, option: int | None) -> None:
+    doses = ("5 mg", "10 mg", "20 mg", "40 mg")
+    assert extract_answer(text, options=doses, answers=LETTERS) == option
+
+
+def test_a_word_before_a_number_is_no_answer() -> None:
+    assert extract_answer("No 2 trials agree on this.", options=WORDS, answers=WORDS) is None
+    assert extract_answer("No. Two trials disagree.", options=WORDS, answers=WORDS) == 1

@@ -4,7 +4,6 @@ Shapes: R rows, C columns.
 """
 
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ __all__ = ["decode_blocks", "encode_rows", "round_floats", "row_slices"]
 _CHUNK = 1 << 18  # values that are encoded at once: a megabyte in float32, which fits in a core's cache
 # The scales of blocks are F16: larger values could overflow them.
 _MOST = float(np.finfo(np.float16).max)
-_MOST_SUM = float(np.finfo(np.float32).max)
 
 
 def row_slices(weight: WeightRows) -> Iterator[slice]:
@@ -53,7 +51,7 @@ def encode_rows(
         Type → rows: values, bits of bfloat16 in uint16, or bytes of blocks.
 
     Raises:
-        UsageError: A value is not finite, the type cannot represent it, or its importance is too large.
+        UsageError: A value is not finite, or the type cannot represent it.
     """
     values_RC = weight.read(rows)
     # A NaN makes both minimum and maximum NaN.
@@ -63,7 +61,6 @@ def encode_rows(
         if not _represents(kind, most):
             raise weight_range_error(name, kind, finite=bool(np.isfinite(most)))
         if kind not in FLOAT_TYPES:
-            _require_finite_sums(name, most, importance_C)
             encoded[kind] = quantize(values_RC, tensor_type(kind), importance_C)
         elif kind == weight.type:
             encoded[kind] = np.ascontiguousarray(weight.read_stored(rows))
@@ -84,21 +81,11 @@ def round_floats(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]
 
 
 def decode_blocks(rows: npt.NDArray[np.uint8], kind: str, columns: int) -> npt.NDArray[np.float32]:
-    """Return the values of quantized rows, by ggml's code if xllamacpp is installed, else by gguf-py."""
-    if find_spec("xllamacpp") is None:
+    """Return the values of quantized rows, by ggml's code if xllamacpp can be loaded, else by gguf-py."""
+    try:
+        return dequantize(rows, tensor_type(kind), columns)
+    except UsageError:
         return dequantize_with_gguf(rows, kind, columns)
-    return dequantize(rows, tensor_type(kind), columns)
-
-
-def _require_finite_sums(name: str, most: float, importance_C: npt.NDArray[np.float32] | None) -> None:
-    """Raise UsageError if weighted squares could overflow: an assertion in ggml would end the process."""
-    if importance_C is None:
-        return
-    if most**2 * float(importance_C.max()) * importance_C.size > _MOST_SUM:
-        raise UsageError(
-            f"{name}: the squares of its values, weighted by their importance, overflow",
-            hint="compute the importance matrix again: meditron imatrix MODEL TEXT OUT",
-        )
 
 
 def _represents(kind: str, most: float) -> bool:

@@ -36,6 +36,7 @@ class _Functions:
 
     quantize_chunk: Any
     get_type_traits: Any
+    requires_importance: Any
 
 
 @cache
@@ -44,21 +45,22 @@ def load_ggml() -> _Functions:
 
     Raises:
         MissingExtra: xllamacpp is not installed.
-        UsageError: the installed xllamacpp does not export them.
+        UsageError: it cannot be loaded, or does not export them.
     """
     try:
-        import xllamacpp
         from xllamacpp import xllamacpp as compiled
-    except ImportError as error:
-        raise MissingExtra("xllamacpp", "release") from error
-    library = ctypes.CDLL(compiled.__file__)
-    try:
+
+        library = ctypes.CDLL(compiled.__file__)
         quantize_chunk, get_type_traits = library.ggml_quantize_chunk, library.ggml_get_type_traits
+        requires_importance = library.ggml_quantize_requires_imatrix
+    except ModuleNotFoundError as error:
+        raise MissingExtra("xllamacpp", "release") from error
+    except (ImportError, OSError) as error:  # slim images lack the system's libgomp.so.1
+        hint = "install the system library that it names (libgomp.so.1: apt install libgomp1)"
+        raise UsageError(f"xllamacpp cannot be loaded: {error}", hint=hint) from error
     except AttributeError as error:
-        raise UsageError(
-            f"xllamacpp {xllamacpp.__version__} does not export ggml's quantizers",
-            hint="pip install --force-reinstall 'meditron[release]'",
-        ) from error
+        hint = "pip install --force-reinstall 'meditron[release]'"
+        raise UsageError(f"xllamacpp does not export ggml's quantizers: {error}", hint=hint) from error
     # Type, source, target, first value, rows, columns, importance of the columns; returns bytes.
     quantize_chunk.argtypes = (
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
@@ -66,7 +68,8 @@ def load_ggml() -> _Functions:
     )  # fmt: skip
     quantize_chunk.restype = ctypes.c_size_t
     get_type_traits.argtypes, get_type_traits.restype = (ctypes.c_int,), ctypes.POINTER(_TypeTraits)
-    return _Functions(quantize_chunk, get_type_traits)
+    requires_importance.argtypes, requires_importance.restype = (ctypes.c_int,), ctypes.c_bool
+    return _Functions(quantize_chunk, get_type_traits, requires_importance)
 
 
 def quantize(
@@ -75,22 +78,27 @@ def quantize(
     """Return the blocks of rows, as bytes of shape (R, bytes of a row).
 
     Args:
-        values_RC: The values; C is a multiple of the type's block size.
-        kind: A quantized type.
-        importance_C: Importance of the columns.
+        values_RC: The values.
+        kind: A quantized type of a GGUF file's weights.
+        importance_C: Importance of the columns. Their sum, times the largest square of a value, must be
+            finite in float32: ggml ends the process when an assertion of its own fails.
 
-    ggml ends the process when an assertion of its own fails: some IQ types need an importance, and sums of
-    squares, weighted by their importance, must not overflow. Callers check both.
+    Raises:
+        ValueError: the shapes do not fit, or the type needs an importance.
     """
     rows, columns = values_RC.shape
+    _require_whole_blocks(columns, kind)
+    functions = load_ggml()
     values_RC = np.ascontiguousarray(values_RC, dtype=np.float32)
     blocks = np.empty((rows, kind.nbytes((columns,))), dtype=np.uint8)
     if importance_C is not None:
         importance_C = np.ascontiguousarray(importance_C, dtype=np.float32)
         if importance_C.shape != (columns,):
             raise ValueError(f"importance has shape {importance_C.shape}, expected ({columns},)")
+    elif functions.requires_importance(kind.code):
+        raise ValueError(f"{kind.name} needs the importance of the columns")
     importance = None if importance_C is None else importance_C.ctypes.data
-    load_ggml().quantize_chunk(
+    functions.quantize_chunk(
         kind.code, values_RC.ctypes.data, blocks.ctypes.data, 0, rows, columns, importance
     )
     return blocks
@@ -100,16 +108,23 @@ def dequantize(blocks: npt.NDArray[np.uint8], kind: TensorType, columns: int) ->
     """Return the values of rows of blocks, of shape (R, columns).
 
     Raises:
-        NotImplementedError: the type is not of weights, such as I16.
+        NotImplementedError: ggml has no values of this type, such as I16.
+        ValueError: the shape is not that of rows of so many values.
     """
-    blocks = np.ascontiguousarray(blocks)
+    _require_whole_blocks(columns, kind)
     if blocks.shape[1:] != (kind.nbytes((columns,)),):
         raise ValueError(f"shape {blocks.shape} is not that of rows of {columns} values in {kind.name}")
     traits = load_ggml().get_type_traits(kind.code).contents
-    if (traits.block_size, traits.block_bytes) != (kind.block_size, kind.block_bytes):
-        raise RuntimeError(f"xllamacpp has other blocks for type {kind.code} than {kind.name}")
     if not traits.to_float:
         raise NotImplementedError(f"ggml does not dequantize {kind.name}")
+    if (traits.block_size, traits.block_bytes) != (kind.block_size, kind.block_bytes):
+        raise RuntimeError(f"xllamacpp has other blocks for type {kind.code} than {kind.name}")
+    blocks = np.ascontiguousarray(blocks, dtype=np.uint8)
     values = np.empty((len(blocks), columns), dtype=np.float32)
     traits.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
     return values
+
+
+def _require_whole_blocks(columns: int, kind: TensorType) -> None:
+    if columns % kind.block_size:
+        raise ValueError(f"rows of {columns} values are not whole blocks of {kind.name}")

@@ -30,6 +30,7 @@ TEXT_SHA256_KEY = "meditron.imatrix.text_sha256"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_ENTRIES, _MAX_NAME = 1 << 16, 4096
+_LARGEST_EXPONENT = 32  # of two, of an importance
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,24 @@ class ImportanceMatrix:
 
         A matrix without inputs, such as a part of the model that the text did not reach, has ones. A column
         whose inputs were all zero has the smallest importance of the others: quantizers would set the weights
-        of a block without importance to zero, whatever another text may need.
+        of a block without importance to zero, whatever another text may need. If the largest importance is
+        beyond 2^±32, all are scaled by a power of two: the quantizers' sums in float32 would overflow, or
+        vanish beside constants of theirs.
         """
         return {name: _importance(sums, self.counts[name]) for name, sums in self.sums.items()}
 
 
 def _importance(sums: npt.NDArray[np.float32], count: float) -> npt.NDArray[np.float32]:
     """Return the importance of a matrix's columns."""
-    used = sums[sums > 0]
-    if count <= 0 or not used.size:
+    used, inputs = sums[sums > 0], np.float64(np.float32(count))
+    if inputs <= 0 or not used.size:
         return np.ones_like(sums)
-    filled = np.where(sums > 0, sums, used.min())
-    return np.asarray(filled / np.float32(count), dtype=np.float32)
+    # The division is exact enough in float64 to round to float32 as llama.cpp's does.
+    importance = np.where(sums > 0, sums, used.min()).astype(np.float64) / inputs
+    exponent = int(np.frexp(importance.max())[1])
+    if abs(exponent) > _LARGEST_EXPONENT:
+        importance = np.maximum(np.ldexp(importance, -exponent), np.finfo(np.float32).tiny)
+    return importance.astype(np.float32)
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix, extra: Mapping[str, Any] | None = None) -> None:

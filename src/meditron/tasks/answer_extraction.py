@@ -28,6 +28,7 @@ _REASONING, _REASONING_END = "<think>", "</think>"
 # text that repeats its question has no such line before it.
 _NEXT_QUESTION = re.compile(r"\n[ \t]*\n\s*(?:Question|Q)\s*\d*\s*:", re.IGNORECASE)
 _OPENING = r"[\s*_\"'“”‘’`(\[<{$:>]*"
+_BEFORE_NOUN = r"[*_\"'“‘(\[<>≥≤~≈±$]*\s*"
 _CLOSING = r"[*_)\]\"'”’` ]*"
 # Words between a copula and an option: `is indeed a **circular rash**`.
 _FILLERS = r"(?:(?:indeed|therefore|most\slikely|probably|likely|clearly|the|an?)\s+|option\s+|choice\s+)*"
@@ -132,31 +133,38 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
     text = rf"(?i:{'|'.join(words)})(?!\w){_NOT_DETERMINER}" if words else "(?!)"
     if letters:
         known = ascii_uppercase[:letters]
-        # A letter is upper case, in brackets, or ends its line. `A` before a word in lower case is an
-        # article, and so may be an `a` at the end of a text that is cut off.
+        # A letter is upper case, in brackets, or ends its line. `A` before a word in lower case, or in
+        # `A 24-hour test`, is an article, and so may be an `a` at the end of a text that is cut off. The
+        # letter of `B-cell`, `A+` and `A-fib` is part of a word.
         lower = known.lower()
+        article = r"(?<=[AI])\s+(?:(?!is\b|because\b)[a-z]|\d[\d.,]*-[a-z])"
         letter = (
-            rf"[{known}](?!\w|['’]\w)(?!(?<=[AI])\s+[a-z])|(?<=\()[{lower}](?=\))"
+            rf"[{known}](?!\w|['’]\w|-[a-z]|\+)(?!{article})|(?<=\()[{lower}](?=\))"
             rf"|(?<!\w)(?![ai])[{lower}](?=\.?{_CLOSING}(?:\n|\Z))"
             rf"|(?<!\w)(?=[ai])[{lower}](?=\.{_CLOSING}(?:\n|\Z)|{_CLOSING}\n)"
         )
+        # At the beginning of a text or line, `A` before anything but its own option is an article too:
+        # `A 50% stenosis`, `A "healthy" man`.
+        own = r"\s+".join(map(re.escape, options[0].split())) or "(?!)"
+        noun = rf"(?<=A)[ \t]+(?!{_OPENING}(?:(?i:{own})(?!\w)|is\b|because\b)){_BEFORE_NOUN}\w"
+        first = rf"(?P<option>(?:{letter})(?!{noun})|{text})(?!\s+[^\W\d_])"
+        praised = rf"(?P<option>(?:{letter})(?!{noun})|{text})"
         option, line = rf"(?P<option>{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
         following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
     else:
-        option = line = rf"(?P<option>{text})"
-        line += r"(?=\W*$)"
+        option = line = praised = rf"(?P<option>{text})"
+        first, line = option + r"(?!\s+\w)", line + r"(?=\W*$)"
         following = rf"\W*(?i:,|/|&|or|and)\s*(?:{text})"
     after_cue = rf"{_OPENING}(?i:{_FILLERS}){_OPENING}{option}"
     return _Patterns(
         answers=(
             re.compile(rf"(?i:{_ANSWER}){after_cue}"),
             re.compile(rf"\\boxed\{{(?:\\text\{{)?\(?{option}"),
-            re.compile(rf"^\W*(?i:option\s+)?{option}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
+            re.compile(rf"^\W*(?i:option\s+)?{praised}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
         ),
         conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),
-        # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`. The `A` of
-        # `A 61-year-old man` is an article.
-        beginning=re.compile(rf"[\W\d_]*{option}(?!\s+[^\W\d_]|(?<=A)\s+\d)"),
+        # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`.
+        beginning=re.compile(rf"[\W\d_]*{first}"),
         line=re.compile(rf"^[\W\d_]*(?i:option\s+)?{line}", re.MULTILINE),
         further=re.compile(following),
     )
