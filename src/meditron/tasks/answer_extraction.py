@@ -147,8 +147,8 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
         # `A 50% stenosis`, `A "healthy" man`.
         own = r"\s+".join(map(re.escape, options[0].split())) or "(?!)"
         noun = rf"(?<=A)[ \t]+(?!{_OPENING}(?:(?i:{own})(?!\w)|is\b|because\b)){_BEFORE_NOUN}\w"
-        first = rf"(?P<option>(?:{letter})(?!{noun})|{text})(?!\s+[^\W\d_])"
         praised = rf"(?P<option>(?:{letter})(?!{noun})|{text})"
+        first = praised + r"(?!\s+[^\W\d_])"
         option, line = rf"(?P<option>{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
         following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
     else:
