@@ -270,7 +270,9 @@ def test_estimates_follow_from_the_recipe_and_the_model(
     assert pretrain.tokens == 512
     parameters = 3_342_912  # of init:tiny
     assert pretrain.memory is not None
-    assert 16 * parameters < pretrain.memory < 20 * parameters
+    # Weights, gradients and moments; and a copy of the checkpoint that is being written.
+    state = (16 + 12) * parameters
+    assert state < pretrain.memory < 2 * state
     assert pretrain.disk == 4 * parameters + 2 * 12 * parameters
     assert pretrain.seconds is not None
     assert 0.001 < pretrain.seconds < 600
@@ -330,7 +332,7 @@ def test_a_model_of_70_billion_parameters_is_estimated_without_its_files(
     assert pretrain.tokens == 23_000 * 512 * 4096
     assert pretrain.disk == 4 * parameters + 2 * 12 * parameters
     assert pretrain.memory is not None
-    assert pretrain.memory > 16 * parameters
+    assert pretrain.memory > (16 + 12) * parameters
     assert pretrain.seconds is not None
     # 6 operations per parameter and token; no CPU does more than 100 TFLOP/s or less than 1 GFLOP/s.
     assert 6 * 48e9 * 7e10 / 1e14 < pretrain.seconds < 9 * 48e9 * 7e10 / 1e9

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -123,3 +125,30 @@ def test_outside_the_main_thread_signals_are_unchanged():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+_FREE_EVERY_OTHER_BLOCK = """
+import torch
+from meditron.train.runtime import return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+SIZE = 8 << 20
+torch.ones(31 << 20, dtype=torch.uint8)  # freed at once: from now on glibc keeps blocks of this size
+if {enabled}:
+    return_freed_memory()
+blocks = [torch.ones(SIZE, dtype=torch.uint8) for _ in range(24)]
+before = resident()
+del blocks[::2]
+print((before - resident()) / (12 * SIZE))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(("enabled", "freed"), [(False, 0.0), (True, 1.0)])
+def test_freed_blocks_between_used_ones_return_to_the_system(enabled: bool, freed: float):
+    script = _FREE_EVERY_OTHER_BLOCK.format(enabled=enabled)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(result.stdout) == pytest.approx(freed, abs=0.05)

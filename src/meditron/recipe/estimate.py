@@ -20,7 +20,9 @@ from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.model.config import LlamaConfig
 from meditron.model.presets import find_preset
+from meditron.parallel.shapes import LayoutShape
 from meditron.plan.architectures import known_config
+from meditron.plan.memory import FinetuneMethod, MemorySettings, MethodName, memory_per_gpu
 from meditron.recipe.external_inputs import local_input
 from meditron.recipe.graph import input_references
 from meditron.recipe.schema import Recipe, StageSpec
@@ -32,7 +34,7 @@ from meditron.tasks.registry import TASKS, is_lm_eval_definition, parse_task
 from meditron.train.config import PretrainConfig, TrainingConfig
 from meditron.train.finetune_config import CORPUS, FinetuneConfig
 
-__all__ = ["Estimate", "estimate_stages", "model_config", "source_model_config"]
+__all__ = ["Estimate", "estimate_stages", "finetune_method", "model_config", "source_model_config"]
 
 # Measured on one PubMed update file and one Wikipedia dump with SmolLM2's tokenizer, on an AVX2 EPYC.
 _CHARACTERS_PER_TOKEN = 4.5
@@ -68,7 +70,7 @@ class Estimate:
     disk: int | None = None
     """Bytes of the files that the stage leaves, plus those of its checkpoints."""
     memory: int | None = None
-    """Peak memory in bytes, without the Python interpreter and libraries."""
+    """Peak memory of one process in bytes, without the Python interpreter and libraries (about 400 MB)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as --json prints it."""
@@ -186,22 +188,39 @@ def _estimate_training(
     model = model_config(recipe, spec)
     if model is None:
         return Estimate(tokens=tokens)
-    rows = config.micro_batch_size or config.batch_size
-    width = 2 if resolve_matrix_dtype(config.dtype) == "bfloat16" else 4
-    # Weights and gradients have the dtype. AdamW's two moments are float32, and so are the master weights
-    # that bfloat16 training adds.
-    state = model.parameter_count * (2 * width + 8 + (4 if width == 2 else 0))
-    # Activations that are kept for the backward pass: in 16 bits about 34 bytes × hidden size per token and
-    # layer (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
-    tokens_at_once = rows * config.sequence_length
-    activations = tokens_at_once * model.num_hidden_layers * model.hidden_size * 34 // 2 * width
+    settings = MemorySettings(
+        sequence_length=config.sequence_length,
+        micro_batch_size=config.micro_batch_size or config.batch_size,
+        micro_batches=1,
+        activation_checkpointing=config.parallel.activation_checkpointing,
+        narrow=resolve_matrix_dtype(config.dtype) == "bfloat16",
+        compiled=config.compile,
+        method=finetune_method(config),
+    )
+    memory = memory_per_gpu(model, LayoutShape(), settings)
+    # The trained weights and AdamW's two moments, each in float32. They are copied in memory first, because
+    # training goes on while the copy is written.
+    checkpoint = 3 * memory.gradients
     seconds = None
     if tokens is not None:
         operations = tokens * model.flops_per_token(config.sequence_length)
         seconds = operations / (_operations_per_second(config.dtype) * _EFFICIENCY)
-    # A checkpoint contains the weights and AdamW's two moments, each in float32.
-    checkpoints = config.keep_checkpoints * model.parameter_count * 12
-    return Estimate(tokens, seconds, model.parameter_count * 4 + checkpoints, state + activations)
+    return Estimate(
+        tokens,
+        seconds,
+        disk=model.parameter_count * 4 + config.keep_checkpoints * checkpoint,
+        memory=memory.total + checkpoint,
+    )
+
+
+def finetune_method(config: TrainingConfig) -> FinetuneMethod:
+    """Return the parameters that a training stage changes."""
+    if (adapter := config.adapter) is None:
+        return FinetuneMethod()
+    name: MethodName = "qlora" if config.quantized else "lora"
+    return FinetuneMethod(
+        name=name, rank=adapter.rank, modules=adapter.modules, embeddings=adapter.embeddings
+    )
 
 
 def _estimate_quantize(recipe: Recipe, spec: StageSpec) -> Estimate:

@@ -3,9 +3,8 @@
 from meditron.core.errors import RecipeError
 from meditron.model.config import LlamaConfig
 from meditron.plan.architectures import unknown_model
-from meditron.plan.memory import FinetuneMethod, MethodName
 from meditron.plan.prediction import Job
-from meditron.recipe.estimate import source_model_config
+from meditron.recipe.estimate import finetune_method, source_model_config
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.train.config import PretrainConfig, TrainingConfig
 
@@ -54,18 +53,7 @@ def training_job(recipe: Recipe, spec: StageSpec, tokens: int | None = None) -> 
         tokens=tokens or own,
         narrow=config.dtype != "float32",  # `auto` is bfloat16 on a GPU
         compiled=config.compile,
-        method=_method(config),
-    )
-
-
-def _method(config: TrainingConfig) -> FinetuneMethod:
-    """Return the parameters that a stage changes."""
-    if config.adapter is None:
-        return FinetuneMethod()
-    name: MethodName = "qlora" if config.quantized else "lora"
-    adapter = config.adapter
-    return FinetuneMethod(
-        name=name, rank=adapter.rank, modules=adapter.modules, embeddings=adapter.embeddings
+        method=finetune_method(config),
     )
 
 

