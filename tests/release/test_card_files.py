@@ -159,6 +159,9 @@ def test_the_summary_of_training_content_is_an_option(life: FakeRun):
     for name, licence in life.manifest("corpus").licences.items():
         assert f"| {name} |" in text
         assert licence in text
+    # The finetune's data with the licence of its task, as on the card.
+    [tuned] = [line for line in text.splitlines() if line.startswith("| finetune |")]
+    assert tuned.rstrip(" |").endswith(life.manifest("finetune").metrics["task"]["licence"])
     assert "to be filled by the provider" in text
 
 

@@ -6,7 +6,7 @@ answered from the manifests as far as they know it; the rest is left to the prov
 """
 
 from meditron.core.redaction import without_digest
-from meditron.release.card.facts import CardFacts, finetuning_data
+from meditron.release.card.facts import CardFacts, finetuning_data, finetuning_licences
 from meditron.release.card.markdown import CardWriter
 from meditron.report import number_format
 
@@ -65,10 +65,9 @@ def _add_sources(card: CardWriter, facts: CardFacts) -> None:
         category = "crawled" if scheme == "web" else "public" if scheme in _PUBLIC_SCHEMES else "other"
         by_category[category].append((name, origin, licences.get(name, "not stated")))
     tuned = [
-        (stage.name, entry, stage.licences.get(stage.name, "see the model card"))
+        (stage.name, ", ".join(finetuning_data(stage)), finetuning_licences(stage))
         for stage in facts.lineage
         if stage.kind == "finetune"
-        for entry in finetuning_data(stage)
     ]
     headers = ("name", "from", "licence or terms")
     parts: tuple[tuple[str, list[tuple[str, str, str]], str], ...] = (

@@ -18,7 +18,7 @@ from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
-__all__ = ["CardFacts", "finetuning_data", "gather_facts"]
+__all__ = ["CardFacts", "finetuning_data", "finetuning_licences", "gather_facts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,19 @@ def finetuning_data(stage: Manifest) -> tuple[str, ...]:
     """Return the entries of a finetune's `task` and `rows`, as its recipe names them."""
     entries = (stage.config.get(key) or () for key in ("task", "rows"))
     return tuple(text for each in entries for text in ([each] if isinstance(each, str) else each))
+
+
+def finetuning_licences(stage: Manifest) -> str:
+    """Return the licences of a finetune's data: its training sets', its files of rows', or its task's.
+
+    With several sources, each licence is stated with the input that it applies to.
+    """
+    prefix = f"{stage.name}: "
+    own = {key.removeprefix(prefix): text for key, text in stage.licences.items() if key.startswith(prefix)}
+    if len(stage.metrics.get("data") or ()) > 1:
+        return ", ".join(f"{key}: {text}" for key, text in own.items()) or "not stated"
+    task = (stage.metrics.get("task") or {}).get("licence")
+    return task or stage.config.get("licence") or "not stated"
 
 
 def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:

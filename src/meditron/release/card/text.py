@@ -6,7 +6,7 @@ from typing import Any
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
-from meditron.release.card.facts import CardFacts, finetuning_data
+from meditron.release.card.facts import CardFacts, finetuning_data, finetuning_licences
 from meditron.release.card.licence import LICENCE_FILE, licence_notices
 from meditron.release.card.markdown import CardWriter
 from meditron.release.card.programs import add_programs
@@ -120,8 +120,7 @@ def _add_training_data(card: CardWriter, facts: CardFacts) -> None:
     _add_dropped_documents(card, dict(sources))
     card.text(
         "Documents are held out by a hash of their content, before any other step, so no stage of this run "
-        "was trained on held-out text. The training data of the base model is not recorded. The corpus lists "
-        "every dropped document with its reason."
+        "was trained on held-out text. The corpus lists every dropped document with its reason."
     )
 
 
@@ -131,7 +130,7 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
         (
             stage.name,
             ", ".join(stage.metrics.get("data") or finetuning_data(stage)),
-            _finetuning_licences(stage),
+            finetuning_licences(stage),
             *(_format_count(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )
         for stage in facts.lineage
@@ -140,19 +139,6 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
     if rows:
         headers = ("stage", "data", "licence or terms", "train", "held out", "too long")
         card.table(headers, rows, "Rows of finetuning")
-
-
-def _finetuning_licences(stage: Manifest) -> str:
-    """Return the licences of a finetune's data: its training sets', its files of rows', or its task's.
-
-    With several sources, each licence is stated with the input that it applies to.
-    """
-    prefix = f"{stage.name}: "
-    own = {key.removeprefix(prefix): text for key, text in stage.licences.items() if key.startswith(prefix)}
-    if len(stage.metrics.get("data") or ()) > 1:
-        return ", ".join(f"{key}: {text}" for key, text in own.items()) or "not stated"
-    task = (stage.metrics.get("task") or {}).get("licence")
-    return task or stage.config.get("licence") or "not stated"
 
 
 def _add_licences(card: CardWriter, facts: CardFacts) -> None:
