@@ -189,7 +189,7 @@ def test_all_files_of_a_folder_against_a_model(meditron: Command, model: Path, t
     ("words", "expected"),
     [
         (["{model}"], "a task or a model"),
-        (["{model}", "--task", "a", "--against", "b"], "a task or a model"),
+        (["{model}", "--task", "a", "--against", "b"], "--task and --against exclude each other"),
         (["{model}", "--task", "pubmed-section"], "pubmed-sections"),
         (["{model}", "--task", "pubmed-sections"], "corpus"),
         (["{model}", "--task", "none.jsonl"], "no such file"),

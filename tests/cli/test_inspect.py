@@ -127,8 +127,9 @@ def test_rows_of_a_finetune_show_roles_and_the_spans_in_the_loss(meditron: Comma
     ]
     result = meditron("inspect", learned, "--rows", "1").out
     assert re.search(r"q1: train, \d+ tokens, \d+ in the loss", result)
+    assert "‹assistant›⟦Aspirin.<|im_end|>⟧" in result
     assert "‹assistant›<|im_start|>answer⏎" in result
-    assert "⟦assistant Aspirin.<|im_end|>⟧" in result
+    assert "‹assistant›⟦Aspirin.<|im_end|>⟧" in result
     assert "\x1b" not in result
     assert "nothing" not in meditron("inspect", learned / "rows.jsonl.zst", "--grep", "nothing").out
 
@@ -140,7 +141,7 @@ def test_rows_of_a_finetune_are_colored_on_a_terminal(learned: Path) -> None:
     assert "\x1b[36m<|im_start|>question" in result
     assert "\x1b[31m" not in result, "a row's own escape sequence"
     assert "⟦" not in result
-    assert "⟦assistant Aspirin.<|im_end|>⟧" in on_terminal(words, TERM="xterm-256color", NO_COLOR="1")
+    assert "‹assistant›⟦Aspirin.<|im_end|>⟧" in on_terminal(words, TERM="xterm-256color", NO_COLOR="1")
 
 
 def on_terminal(words: list[str], **environment: str) -> str:

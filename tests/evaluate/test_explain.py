@@ -21,6 +21,7 @@ from meditron.evaluate.rescore import RunOptions
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.standalone import evaluate_on_task
+from meditron.report.explanation import explanation_sentence
 from meditron.store.explanations import Explanation
 from tiny import CHAT, tiny_hf
 
@@ -132,6 +133,17 @@ def test_a_planted_change_of_one_factor_is_attributed_to_it(
         (f"q{i}", kind) for kind, numbers in ANSWERS.items() for i in numbers
     }
     assert result.missing == ()
+
+
+def test_a_change_that_gains_as_much_as_it_loses_is_not_without_effect(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", answers(BASE))
+    swapped = write(tmp_path / "b", answers((BASE - {18, 19}) | {0, 1}, dtype="bfloat16"))
+    same = write(tmp_path / "c", answers(BASE, dtype="bfloat16"))
+    [result] = explain_results(a, swapped)
+    assert result.difference == 0
+    assert "as many answers became right as wrong" in explanation_sentence(result)
+    [result] = explain_results(a, same)
+    assert "without an effect: dtype" in explanation_sentence(result)
 
 
 def test_equal_results_have_nothing_to_explain(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ FILES = [
     file("Q4_K_M", 105_000_000),
     file("Q2_K", 80_000_000),
 ]
+LOSSY = [file("Q3_K_S", 85_000_000), FILES[-1]]
 
 
 def test_published_costs_are_labelled_and_floats_have_none() -> None:
@@ -42,7 +43,11 @@ def test_the_smallest_file_within_the_limit_is_recommended() -> None:
     assert recommended_type(FILES, {}) == "Q4_K_M"
     costs = {"Q4_K_M": QuantizationCost(0.08, is_measured=True, reference="20 documents of pubmed")}
     assert recommended_type(FILES, costs) == "Q8_0"
-    assert recommended_type(FILES[-1:], {}) == "Q2_K"
+    # None is acceptable: the one with the smallest loss, if that is known of each and there is a choice.
+    assert recommended_type(LOSSY, {}) == "Q3_K_S"
+    assert recommended_type(FILES[-1:], {}) is None
+    assert published_cost("IQ4_XS") is None
+    assert recommended_type([FILES[-1], file("IQ4_XS", 90_000_000)], {}) is None
     assert recommended_type(FILES[:1], {}) is None
 
 
@@ -52,7 +57,7 @@ def test_the_advice_says_whether_the_cost_was_measured() -> None:
     assert "published for Llama-3-8B" in recommendation(FILES, {})
     assert "meditron evaluate" in recommendation(FILES, {})
     assert "the smallest file whose perplexity rises by at most 5.0 % (" in recommendation(FILES, {})
-    assert "there is none whose perplexity rises by at most 5.0 %" in recommendation(FILES[-1:], {})
+    assert "there is none whose perplexity rises by at most 5.0 %" in recommendation(LOSSY, {})
     assert recommendation(FILES[:1], {}) == ""
 
 

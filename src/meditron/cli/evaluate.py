@@ -184,7 +184,9 @@ def _refuse_conflicts(named: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     for flag, key in (("--judge", "judges"), ("--labels", "labels")):
         if settings.get(key):
             raise UsageError(f"{flag} needs a --task that is a file of conversations with rubrics")
-    if (named["task"] is None) == (named["against"] is None):
+    if named["task"] is not None and named["against"] is not None:
+        raise UsageError("--task and --against exclude each other", hint="run evaluate once for each")
+    if named["task"] is None and named["against"] is None:
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
     if named["against"] is not None and named["corpus"] is None:
         raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")

@@ -57,7 +57,7 @@ def print_spans(row: dict[str, Any], indent: str) -> None:
     styles = [_span_style(span) for span in spans]
     if not print_styled(list(zip(texts, styles, strict=True))):
         marked = [
-            f"⟦{span['role']} {text}⟧" if span["learned"] else f"‹{span['role']}›{text}"
+            f"‹{span['role']}›{f'⟦{text}⟧' if span['learned'] else text}"
             for span, text in zip(spans, texts, strict=True)
         ]
         sys.stdout.write(f"{sanitize_terminal(''.join(marked))}\n")

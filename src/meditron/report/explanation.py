@@ -21,6 +21,8 @@ def explanation_sentence(explanation: Explanation) -> str:
         return f"{start}. No setting differs."
     largest = max(explanation.effects, key=lambda effect: abs(effect.difference))
     if not largest.difference:
+        if any(effect.gained or effect.lost for effect in explanation.effects):
+            return f"{start}: as many answers became right as wrong; see the table for the settings."
         return f"{start}. Settings that differ without an effect: {', '.join(explanation.factors)}."
     if len(explanation.effects) == 1:
         return f"{start}, all of it from {' and '.join(largest.factors)}."

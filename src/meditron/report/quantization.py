@@ -4,7 +4,7 @@ The recommended file is the smallest whose loss is acceptable: on every medical 
 is medical) the perplexity rises by at most 5 %, also at the upper end of its 95 % interval, and on no task is
 the accuracy significantly lower. A file that was not measured has the published rise of its type, and is only
 recommended if no measured file is acceptable. If no file is acceptable, it is the one whose rise is lowest at
-the upper end.
+the upper end, provided that the rise of each is known; a single file must have been measured for that.
 """
 
 import math
@@ -279,7 +279,7 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
 
 
 def recommended_type(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str | None:
-    """Return the type to take, by the rule at the top of this module; None if no file has a known cost."""
+    """Return the type to take, by the rule at the top of this module; None if none can be named."""
     known = [
         (file, cost) for file in files if (cost := costs.get(file["type"]) or published_cost(file["type"]))
     ]
@@ -287,7 +287,10 @@ def recommended_type(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Qua
     if acceptable:
         smallest, _ = min(acceptable, key=lambda pair: (not pair[1].is_measured, pair[0]["bytes"]))
         return str(smallest["type"])
-    return str(min(known, key=lambda pair: pair[1].upper_end)[0]["type"]) if known else None
+    if not known or len(known) < sum(file["type"] not in FLOAT_TYPES for file in files):
+        return None
+    best, cost = min(known, key=lambda pair: pair[1].upper_end)
+    return str(best["type"]) if cost.is_measured or len(known) > 1 else None
 
 
 def recommended_file(files: Sequence[Mapping[str, Any]], losses: Mapping[str, FileLoss]) -> str | None:
