@@ -151,3 +151,59 @@ def test_doses_beside_letters(text: str, option: int | None) -> None:
 def test_a_word_before_a_number_is_no_answer() -> None:
     assert extract_answer("No 2 trials agree on this.", options=WORDS, answers=WORDS) is None
     assert extract_answer("No. Two trials disagree.", options=WORDS, answers=WORDS) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("The answer cannot be A.", None),
+        ("The answer cannot be: **A**.", None),
+        ("The answer cannot, in any case, be A.", None),
+        ("The answer should not be C.", None),
+        ("The answer shouldn’t be C.", None),
+        ("The answer is unlikely to be B.", None),
+        ("The best treatment cannot be aspirin.", None),
+        ("I would not choose A.", None),
+        ("I would not, under any circumstances, choose A.", None),
+        ("I don't think that the answer is A.", None),
+        ("There is no reason to choose A.", None),
+        ("Do not select B.", None),
+        ("The wrong answer is B.", None),
+        (r"The answer is not the one in \boxed{B}.", None),
+        ("Answer: A is not correct.", None),
+        ("A is not what is correct.", None),
+        ("A is unlikely, because B is correct.", None),
+        ("A. Aspirin is incorrect.", None),
+        ("The answer cannot be A or be B.", None),
+        ("The answer must be C because the answer cannot be A.", 2),
+        ("The answer cannot be A, so the answer must be C.", 2),
+        ("The answer is not A, it is B.", 1),
+        ("I would not choose A. I would choose B.", 1),
+        ("Do not choose A; choose B.", 1),
+        ("Since she is not pregnant, the answer is B.", 1),
+        ("As she is not pregnant, I would choose B.", 1),
+        ("I am not sure, but I think the answer is B.", 1),
+        ("She has no fever\nAnswer: B", 1),
+        ("We cannot be certain, however the most likely answer is B.", 1),
+        ("She is not pregnant => Answer: B", 1),
+        ("There is no doubt that the answer is B.", 1),
+        ("The answer is D, not A.", 3),
+        ("C. Clopidogrel. It is not an anticoagulant.", 2),
+    ],
+)
+def test_a_negated_option_is_no_answer(text: str, option: int | None) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == option
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{\mathrm{C}}",
+        r"\boxed{\mathbf{C}}",
+        r"\boxed{\textbf{(C)}}",
+        r"\boxed{\text{C}}",
+        r"\boxed{\textbf{\text{C}}}",
+    ],
+)
+def test_a_boxed_letter_in_any_font(text: str) -> None:
+    assert extract_answer(f"So we get ${text}$.", options=DRUGS, answers=LETTERS) == 2

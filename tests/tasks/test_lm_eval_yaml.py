@@ -52,10 +52,14 @@ def test_a_definition_in_the_form_of_mmlus(tmp_path: Path) -> None:
 def test_choices_and_targets_in_every_form(tmp_path: Path) -> None:
     for changes in (
         {"doc_to_choice": "choices", "doc_to_target": "{{answer}}"},
-        {"doc_to_choice": "{{choices}}", "doc_to_target": "{{choices[answer]}}"},
+        {"doc_to_choice": "{{choices}}", "doc_to_target": "answer"},
+        {"doc_to_choice": ["1", "2", "3", "4"], "doc_to_target": "{{answer}}"},
+        {"doc_to_target": "{{'ABCD'[answer]}}"},
     ):
         rows = open_task(write(tmp_path, **changes)).rows("test")
-        assert {q.options for q in rows} == {("1", "2", "3", "4")}
+        options = ("A", "B", "C", "D") if "doc_to_choice" not in changes else ("1", "2", "3", "4")
+        assert {q.options for q in rows} == {options}
+        assert {q.id: q.gold for q in rows} == {str(n + 1): n % 4 for n in range(6)}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +88,91 @@ def test_what_is_not_supported_is_refused_by_name(
 def test_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "task.yaml"
     file.write_text("task: t\ndoc_to_text: !function utils.doc_to_text\n", encoding="utf-8")
-    with pytest.raises(InputError, match="runs Python code"):
+    with pytest.raises(InputError, match=r"task\.yaml \(line 2\): runs Python code"):
         open_task(str(file))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("? [a]\n: b", "while constructing a mapping: found unhashable key"),
+        ("a: !other b", "could not determine a constructor for the tag '!other'"),
+        ("a: !!python/name:os.system", "could not determine a constructor for the tag '.*os.system'"),
+        ("<<: a", "while constructing a mapping: expected a mapping or list of mappings for merging"),
+        ("a: !!int [b]", "expected a scalar node"),
+        ("a: 2024-99-99", "'2024-99-99' is no timestamp"),
+        ("a: !!bool b", "'b' is no bool"),
+        ("a: !!map b", "expected a mapping node"),
+        ("task: b", "the key 'task' is given twice"),
+        ("a: b: c", "not YAML: mapping values are not allowed here"),
+    ],
+)
+def test_other_errors_of_yaml_are_named_with_their_line(line: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_text(f"task: t\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"task\.yaml \(line 2\): {problem}") as error:
+        open_task(str(file))
+    assert "Python code" not in str(error.value)
+
+
+NUMERIC = ["4", "2", "6", "8"]
+
+
+@pytest.mark.parametrize(
+    ("target", "gold"),
+    [
+        ("{{label}}", 2),  # a template's digits are an index
+        ("{{text}}", 2),
+        ("label", 2),
+        (2, 2),
+        ("text", 1),  # a field's text is an option
+        ("four", 0),
+        ("{{four}}", None),
+        ("{{label}}\n", None),
+        ("0{{label}}", None),
+        ("[{{label}}]", None),
+    ],
+)
+def test_digits_as_target_are_what_lm_eval_takes_them_for(
+    target: str | int, gold: int | None, tmp_path: Path
+) -> None:
+    """The golds are those of lm-eval 0.4.13's `ConfigurableTask`; None if it has no right option."""
+    spec = write(tmp_path, doc_to_choice=NUMERIC, doc_to_target=target)
+    row = {"question": "a", "choices": ["x", "y"], "label": 2, "text": "2", "four": "4"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    if gold is None:
+        with pytest.raises(InputError):
+            open_task(spec)
+    else:
+        assert [question.gold for question in open_task(spec).rows("test")] == [gold]
+
+
+@pytest.mark.parametrize(("second", "golds"), [("3", [2, 3]), ("four", None)])
+def test_a_column_of_integers_in_csv_is_one_of_indices(
+    second: str, golds: list[int] | None, tmp_path: Path
+) -> None:
+    files = {"data_files": {"test": "rows.csv"}}
+    (tmp_path / "rows.csv").write_text(f"q,label\na,2\nb,{second}\n", encoding="utf-8")
+    changes = {"dataset_path": "csv", "dataset_kwargs": files, "fewshot_split": "test", "description": ""}
+    spec = write(
+        tmp_path, **changes, doc_to_text="{{q}}\nAnswer:", doc_to_choice=NUMERIC, doc_to_target="label"
+    )
+    if golds is None:  # the texts "2" and "four", of which the latter is no option
+        with pytest.raises(InputError, match="doc_to_target gives 'four'"):
+            open_task(spec)
+    else:
+        assert sorted(question.gold for question in open_task(spec).rows("test")) == golds
+
+
+def test_braces_in_cue_and_description_are_lm_evals_to_the_character(tmp_path: Path) -> None:
+    changes = {
+        "doc_to_text": "{{question}}\nAnswer {x} {{ '{{y}}' }} {subject}:",
+        "description": "{subject}: ",
+    }
+    task = open_task(write(tmp_path, **changes))
+    rendered = task.template.render(next(q for q in task.rows("test") if q.id == "1"))
+    assert rendered.prompt == "{subject}:  Number {0}? \nAnswer {x} {{y}} {subject}:"
+    assert rendered.unconditional_prompt == "{subject}: Answer {x} {{y}} {subject}:"
 
 
 def test_a_definition_includes_others_as_in_lm_eval(tmp_path: Path) -> None:

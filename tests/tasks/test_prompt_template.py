@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceProcessor
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.fetch import fetch
 from meditron.tasks.file_rows import read_source_rows
-from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, find_prompt_template
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, PromptTemplate, find_prompt_template
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
@@ -218,9 +218,65 @@ def test_a_damaged_prompt_file_is_an_error(content: str, problem: str, tmp_path:
         find_prompt_template(str(file))
 
 
-def test_a_template_that_names_the_subject_needs_one() -> None:
+FIELDS = {"version": "1", "question": '"{question}"', "cue": '"A:"', "answer": '"text"'}
+
+
+def own_template(folder: Path, **fields: str) -> PromptTemplate:
+    file = folder / "mine.toml"
+    values = FIELDS | {name: f'"{text}"' for name, text in fields.items()}
+    file.write_text("".join(f"{name} = {value}\n" for name, value in values.items()))
+    return find_prompt_template(str(file))
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "placeholder"),
+    [
+        ("introduction", "{options}", "{options}"),
+        ("introduction", "{question}", "{question}"),
+        ("context", "{options}", "{options}"),
+        ("question", "{letter}", "{letter}"),
+        ("question", "{question!r}", "{question!r}"),
+        ("question", "{question:>9}", "{question:>9}"),
+        ("option", "{question}", "{question}"),
+        ("solution", "{question}", "{question}"),
+        ("cue", "Answer {x}:", "{x}"),
+        ("cue", "Answer {options}:", "{options}"),
+    ],
+)
+def test_a_placeholder_of_another_field_is_an_error(
+    field: str, text: str, placeholder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        own_template(tmp_path, **{field: text})
+    assert f"mine.toml ({field})" in str(error.value)
+    assert f"no placeholder {placeholder};" in str(error.value)
+
+
+def test_every_placeholder_that_is_accepted_is_rendered(tmp_path: Path) -> None:
+    question = replace(QUESTION, text=" Why ", explanation="So.")
+    template = own_template(
+        tmp_path,
+        introduction="{subject}|",
+        context="{context},{question},{stripped_question},{closed_question},{subject}|",
+        question="{context}{question},{stripped_question},{closed_question},{subject}|{options}|{answers}",
+        option="{letter}:{text}",
+        cue="{{{subject}}}:",
+        solution="{explanation} {answer}",
+    )
+    body = (
+        "Read  this., Why ,Why, Why ?,anatomy| Why ,Why, Why ?,anatomy|A:This.\nB:That\nC:none of them"
+        "|This., That, none of them\n{anatomy}:"
+    )
+    rendered = template.render(question, [question])
+    assert rendered.prompt == f"anatomy|{body} So. That\n\n{body}"
+    assert rendered.unconditional_prompt == f"anatomy|{body} So. That\n\n{{anatomy}}:"
+
+
+def test_a_template_that_names_the_subject_needs_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="question 1 has no subject, which the template"):
         PROMPT_TEMPLATES["lm-eval-mmlu"].render(replace(QUESTION, group=None))
+    with pytest.raises(UsageError, match="question 1 has no subject, which the template 'mine' names"):
+        own_template(tmp_path, cue="About {subject}:").render(replace(QUESTION, group=None))
 
 
 def test_published_prompts() -> None:

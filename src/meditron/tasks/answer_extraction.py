@@ -8,8 +8,8 @@ Three kinds of statements are searched for, and the first kind that occurs decid
    options is no answer.
 
 A text without such a statement has no answer. The first letter of a word (`Because` → B) or the only option
-that a text mentions is never taken: a wrong guess is worse than none. Hidden reasoning, which ends with
-`</think>`, is no part of the answer.
+that a text mentions is never taken, and neither is the option of a negated statement (`The answer cannot be
+A`): a wrong guess is worse than none. Hidden reasoning, which ends with `</think>`, is no part of the answer.
 """
 
 import re
@@ -20,7 +20,7 @@ from string import ascii_uppercase
 
 __all__ = ["PARSER_VERSION", "extract_answer"]
 
-PARSER_VERSION = 3
+PARSER_VERSION = 4
 """Version of the rules, increased whenever a text can get another answer."""
 
 _REASONING, _REASONING_END = "<think>", "</think>"
@@ -47,6 +47,38 @@ _NOT_DETERMINER = r"(?!(?<=\b[Nn]o)\s+(?:clear|evidence|longer|simple|single|suc
 _PRAISE = (
     r"\b(?:is|are)\s+(?:indeed\s+)?(?:the\s+)?(?:correct|right|best|most\s(?:likely|appropriate|common))\b"
 )
+_NEGATION = re.compile(
+    r"\b(?:not|cannot|never|neither|nor|none|nothing|nobody|unlikely|impossible|hardly|wrong|incorrect|mistake"
+    r"|avoid|refuse|doubtful|(?:I|we)\s+doubt|rather\s+than|instead\s+of|no(?!\s+(?:doubt|question)\b)"
+    r"|(?:ca|do|does|did|is|are|was|wo|would|should|could|must)n['’]?t)\b",
+    re.IGNORECASE,
+)
+_SUBJECT = (
+    r"(?:it['’]s|I|we|you|one|it|he|she|they|the|this|that|these|my|our"
+    r"|answer|option|choice|best|correct|most)"
+)
+# Where a negation ends: `It is not A, the answer is B`. A comma alone does not end it: `I would not, however,
+# choose A`.
+_CLAUSE_START = re.compile(
+    r"[.?!;:](?!\d)|\n|=>|[→⇒]|\b(?:but|because|although|though|therefore|thus|hence|(?<!no\s)means)\b"
+    rf"|(?:[,—–]|\b(?:so|and|since|then|if|while|however)\b,?)\s*{_SUBJECT}\b"
+    r"|\b(?:so|then)\s+(?:choose|select|pick|go\swith)\b",
+    re.IGNORECASE,
+)
+# `Answer: A is not correct`. On a line of its own, only a judgement denies an option: `C. Melanoma is not
+# benign` is an explanation.
+_DENIED = re.compile(
+    rf"{_CLOSING}\s*(?:(?:is|are|was)(?:n['’]t|\s+(?:\w+\s+)?(?:not|never|wrong|incorrect|false|unlikely))"
+    r"|(?:can|could|would|should)(?:not|n['’]t|\s+not))\b",
+    re.IGNORECASE,
+)
+_DENIED_LINE = re.compile(
+    r"[^\w\n]*[^.\n?!]{0,150}?\b(?:(?:is|are|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false|unlikely)"
+    r"|(?:(?:is|are|was)(?:\s+not|n['’]t)|cannot\s+be)\s+(?:the\s+)?(?:correct|right|best|answer|most))\b",
+    re.IGNORECASE,
+)
+_REACH = 200
+"""Characters before a statement in which a negation is searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +118,7 @@ def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str])
             match
             for pattern in kind
             for match in pattern.finditer(text)
-            if not _goes_on(text, match, patterns)
+            if not _goes_on(text, match, patterns) and not _is_negated(text, match)
         ]
         if statements:
             last = max(statements, key=lambda match: match.end("option"))
@@ -96,8 +128,9 @@ def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str])
 
 def _standing_option(text: str, patterns: _Patterns, index_of: Mapping[str, int]) -> int | None:
     """Return the only option that has a line of its own; None if there are several lines, or none."""
-    lines = {_normalize(match["option"]) for match in patterns.line.finditer(text)}
-    if len(lines) > 1:
+    matches = list(patterns.line.finditer(text))
+    lines = {_normalize(match["option"]) for match in matches}
+    if len(lines) > 1 or any(_DENIED_LINE.match(text, match.end("option")) for match in matches):
         return None
     if lines:
         return index_of.get(lines.pop())  # None for a letter beyond the options
@@ -119,6 +152,18 @@ def _goes_on(text: str, match: re.Match[str], patterns: _Patterns) -> bool:
         and following is not None
         and ord(following["letter"]) - ord(match["option"][0]) == 1
     )
+
+
+def _is_negated(text: str, match: re.Match[str]) -> bool:
+    """Return True if a statement denies its option: `cannot be A`, `do not choose A`, `A is not`."""
+    start, end = match.span("option")
+    if _DENIED.match(text, end) or _NEGATION.search(text, end, match.end()):
+        return True
+    before = re.sub(r"[\W_]+\Z", "", text[max(0, match.start() - _REACH) : start])
+    clause = 0
+    for boundary in _CLAUSE_START.finditer(before):
+        clause = boundary.end()
+    return _NEGATION.search(before, clause) is not None
 
 
 def _normalize(option: str) -> str:
@@ -159,7 +204,7 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
     return _Patterns(
         answers=(
             re.compile(rf"(?i:{_ANSWER}){after_cue}"),
-            re.compile(rf"\\boxed\{{(?:\\text\{{)?\(?{option}"),
+            re.compile(rf"\\boxed\{{(?:\\(?:text|textbf|mathrm|mathbf)\{{)*\(?{option}"),
             re.compile(rf"^\W*(?i:option\s+)?{praised}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
         ),
         conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),

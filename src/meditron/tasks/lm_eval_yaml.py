@@ -10,6 +10,7 @@ A definition is untrusted: its templates run in the sandbox of `text.sandbox`, w
 
 import ast
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -140,9 +141,13 @@ def _load_definition(path: Path, including: tuple[Path, ...] = ()) -> _Definitio
         content = path.read_bytes()
     try:
         own = yaml.load(content, _Loader)  # noqa: S506  # a SafeLoader
-    except yaml.constructor.ConstructorError as error:
+    except _PythonCode as error:
         problem = "runs Python code (!function), which is not supported"
-        raise InputError(path, problem, hint="write doc_to_text in jinja2") from error
+        raise InputError(path, problem, place=_line(error), hint="write doc_to_text in jinja2") from error
+    except yaml.MarkedYAMLError as error:
+        problem = ": ".join(filter(None, (error.context, error.problem)))
+        damaged = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        raise InputError(path, f"{damaged}{problem}", place=_line(error)) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(path, f"not YAML: {error}") from error
     if not isinstance(own, dict):
@@ -161,16 +166,46 @@ def _load_definition(path: Path, including: tuple[Path, ...] = ()) -> _Definitio
     )
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+class _PythonCode(yaml.constructor.ConstructorError):  # type: ignore[misc]  # PyYAML has no types
+    """A value of the definition is a function of a Python file."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Loader that refuses a key that is given twice, of which PyYAML takes the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401  # yaml's node
         """Return the mapping of a node; see `yaml.SafeLoader`."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"the key '{repeated[0]}' is given twice, near{node.start_mark}")
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        problem = f"the key '{key.value}' is given twice"
+                        raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401  # yaml's node
+        """Return the value of a node; see `yaml.SafeLoader`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            # PyYAML's own errors about a date such as 2024-99-99, or `!!bool text`, have no line.
+            problem = f"{_shown(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+    def refuse_function(self, node: Any) -> None:  # noqa: ANN401  # yaml's node
+        """Raise an error of its own for lm-eval's tag `!function`."""
+        raise _PythonCode(None, None, "!function", node.start_mark)
+
+
+_Loader.add_constructor("!function", _Loader.refuse_function)
+
+
+def _line(error: yaml.MarkedYAMLError) -> str | None:
+    mark = error.problem_mark or error.context_mark
+    return mark and f"line {mark.line + 1}"
 
 
 def _file_names(path: Path, names: object, place: str) -> list[str]:
@@ -288,10 +323,8 @@ def _rendered(path: Path, render: _Render, fields: Mapping[str, Any], place: str
 def _render_rows(path: Path, fields: Mapping[str, Any], split: str) -> Iterator[tuple[str, Question]]:
     """Yield the rendered text of each row of a split, with its question."""
     rows = _source_rows(path, fields, split)
-    text, choices, target = (
-        _renderer(path, fields[key], key, rows[0])
-        for key in ("doc_to_text", "doc_to_choice", "doc_to_target")
-    )
+    text, choices = (_renderer(path, fields[key], key, rows[0]) for key in ("doc_to_text", "doc_to_choice"))
+    target = _target_renderer(path, fields, rows)
     for number, row in enumerate(rows, start=1):
         place = f"{split}, {row.place}"
         prompt, options, gold = (
@@ -339,6 +372,40 @@ def _renderer(path: Path, definition: object, key: str, first: SourceRow) -> _Re
     return _template(path, definition, key)
 
 
+def _target_renderer(path: Path, fields: Mapping[str, Any], rows: list[SourceRow]) -> _Render:
+    """Return a function that renders `doc_to_target`: an integer is an index, a text one of the options.
+
+    As in lm-eval, a template that gives digits alone gives an index, also if an option has the same digits,
+    and one that gives a list in brackets gives a list. A field's value is what it is: the text "2" of a field
+    is an option.
+    """
+    definition = fields["doc_to_target"]
+    render = _renderer(path, definition, "doc_to_target", rows[0])
+    if not isinstance(definition, str):
+        return render
+    if definition not in rows[0].fields:
+        return lambda row: _literal_target(render(row))
+    if fields["dataset_path"] == "csv" and all(_is_integer(row.fields.get(definition)) for row in rows):
+        # datasets reads such a column as integers.
+        return lambda row: int(row[definition])
+    return render
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None
+
+
+def _literal_target(rendered: str) -> object:
+    if rendered.isdigit():
+        return ast.literal_eval(rendered)
+    if len(rendered) >= 2 and rendered[0] == "[" and rendered[-1] == "]":
+        try:
+            return ast.literal_eval(rendered)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return rendered
+    return rendered
+
+
 def _template(path: Path, source: str, key: str) -> _Render:
     try:
         template = _ENVIRONMENT.from_string(source)
@@ -350,9 +417,6 @@ def _template(path: Path, source: str, key: str) -> _Render:
 def _question(
     path: Path, row: SourceRow, number: int, prompt: str, options: list[str], gold: object, place: str
 ) -> Question:
-    # As in lm-eval, digits are an index and any other text is one of the options.
-    if isinstance(gold, str) and gold.strip().isdecimal() and gold not in options:
-        gold = int(gold)
     if isinstance(gold, str) and gold in options:
         gold = options.index(gold)
     if type(gold) is not int or not 0 <= gold < len(options):

@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Formatter, ascii_uppercase
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from meditron.core.config import Config, first_problem
 from meditron.core.errors import InputError, SourceError, UsageError
@@ -27,6 +27,17 @@ __all__ = ["PROMPT_TEMPLATES", "SECTIONS", "PromptTemplate", "RenderedPrompt", "
 _FOLDER = Path(__file__).parent / "prompts"
 SECTIONS = ("background", "objective", "methods", "results", "conclusion")
 """Names of an abstract's sections, in their order in the text."""
+_QUESTION_PLACEHOLDERS = ("context", "question", "stripped_question", "closed_question", "subject")
+_PLACEHOLDERS = {
+    # Both are also in the prompt without the question, which calibrates.
+    "introduction": ("subject",),
+    "cue": ("subject",),
+    "context": _QUESTION_PLACEHOLDERS,
+    "question": (*_QUESTION_PLACEHOLDERS, "options", "answers"),
+    "option": ("letter", "text"),
+    "solution": ("answer", "explanation"),
+}
+"""Field of a template → the placeholders that rendering replaces in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +53,10 @@ class RenderedPrompt:
 
 
 class PromptTemplate(Config):
-    """A template for prompts: the keys of a prompt file, and the file's name and hash."""
+    """A template for prompts: the keys of a prompt file, and the file's name and hash.
+
+    In every text with placeholders, a brace is written twice: `{{`.
+    """
 
     name: str
     """Name of the file, without `.toml`."""
@@ -71,7 +85,7 @@ class PromptTemplate(Config):
     """Line of one option in `{options}`."""
 
     cue: str
-    """Last line of the prompt, which asks for the answer: `Answer:`."""
+    """Last line of the prompt, which asks for the answer: `Answer:`; may contain `{subject}`."""
 
     answer: Literal["letter", "text"]
     """Whether an answer is an option's letter or its text."""
@@ -83,14 +97,14 @@ class PromptTemplate(Config):
     """Text after the cue in a solved example, with `{answer}` and `{explanation}`. The latter begins with a
     blank, and is empty if the question has no explanation."""
 
-    @field_validator("introduction", "context", "question", "option", "cue", "solution")
+    @field_validator(*_PLACEHOLDERS)
     @classmethod
-    def _placeholders_are_known(cls, text: str) -> str:
-        values = _placeholder_values(Question(id="", text="", options=(), gold=0))
-        known = {*values, "options", "letter", "text", "answers", "answer", "explanation"}
+    def _placeholders_are_known(cls, text: str, info: ValidationInfo) -> str:
+        known = _PLACEHOLDERS[str(info.field_name)]
         for _, name, form, conversion in Formatter().parse(text):
             if name is not None and (name not in known or form or conversion):
-                raise ValueError(f"no placeholder {{{name}}}; placeholders: {', '.join(sorted(known))}")
+                shown = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+                raise ValueError(f"no placeholder {{{shown}}}; placeholders: {', '.join(sorted(known))}")
         return text
 
     @property
@@ -117,11 +131,12 @@ class PromptTemplate(Config):
             UsageError: the template has fixed options, and a question has other options; or it names the
                 subject, and a question has none.
         """
-        before = self._introduction(question) + "".join(f"{self._solved_example(shot)}\n\n" for shot in shots)
+        introduction = self._with_subject(self.introduction, question)
+        before = introduction + "".join(f"{self._solved_example(shot)}\n\n" for shot in shots)
         return RenderedPrompt(
             prompt=before + self._unsolved_prompt(question),
             continuations=self._continuations(question),
-            unconditional_prompt=before + self.cue,
+            unconditional_prompt=before + self._with_subject(self.cue, question),
         )
 
     def question_text(self, question: Question) -> str:
@@ -140,13 +155,14 @@ class PromptTemplate(Config):
         letters = tuple(ascii_uppercase[: len(question.options)])
         return letters if self.answer == "letter" else question.options
 
-    def _introduction(self, question: Question) -> str:
-        if "{subject}" in self.introduction and not question.group:
+    def _with_subject(self, text: str, question: Question) -> str:
+        """Return the introduction or the cue for a question."""
+        if not question.group and any(name == "subject" for _, name, _, _ in Formatter().parse(text)):
             raise UsageError(
                 f"question {question.id} has no subject, which the template '{self.name}' names",
                 hint="a row's subject is its field `subject` or `group`, or part of an MMLU file's name",
             )
-        return self.introduction.format(**_placeholder_values(question))
+        return text.format(subject=_placeholder_values(question)["subject"])
 
     def _unsolved_prompt(self, question: Question) -> str:
         # A template such as yes-no-maybe names the options in its text, so other options would be wrong.
@@ -156,7 +172,7 @@ class PromptTemplate(Config):
                 f"{', '.join(self.fixed_options)}",
                 hint=f"templates: {', '.join(PROMPT_TEMPLATES)}",
             )
-        return f"{self.question_text(question)}\n{self.cue}"
+        return f"{self.question_text(question)}\n{self._with_subject(self.cue, question)}"
 
     def _solved_example(self, question: Question) -> str:
         return self._unsolved_prompt(question) + self.solved_answer(question)
