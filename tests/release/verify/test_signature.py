@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.release.gguf_split import split_gguf
 from meditron.release.verify.signature import sign, signature_state
 from meditron.release.verify.verification import verify
 from split_models import write_model
@@ -84,6 +85,43 @@ def test_one_file_has_its_signature_beside_it(folder: Path, tmp_path: Path):
         opened.seek(-1, 2)
         opened.write(b"\x01")
     assert verify(file, public)["signature"] == "failed"
+
+
+def test_files_of_git_are_signed_and_those_that_the_hub_adds_are_not(folder: Path, tmp_path: Path):
+    key, public = write_keys(tmp_path, "mine")
+    (folder / ".gitignore").write_text("*.tmp")
+    sign(folder, key)
+    assert signature_state(folder, public) == ("verified", [])
+    (folder / ".gitattributes").write_text("*.gguf filter=lfs")
+    (folder / ".cache/huggingface/download").mkdir(parents=True)
+    (folder / ".cache/huggingface/download/m.gguf.metadata").write_text("etag")
+    assert signature_state(folder, public) == ("verified", [])
+    for name in (".git/config", ".github/modeling.py", ".cache/other"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("added")
+        state, [problem] = signature_state(folder, public)
+        assert state == "failed"
+        assert name in problem
+        (folder / name).unlink()
+
+
+def test_every_part_of_a_split_model_needs_its_signature(folder: Path, tmp_path: Path):
+    key, public = write_keys(tmp_path, "mine")
+    parts = [Path(file["path"]) for file in split_gguf(folder / "m.gguf", 2500)["files"]]
+    assert len(parts) > 1
+    sign(parts[0], key)
+    result = verify(parts[0], public)
+    assert (result["ok"], result["signature"]) == (False, "none")
+    assert len(result["problems"]) == len(parts) - 1
+    assert parts[1].name in result["problems"][0]
+    assert verify(parts[0])["signature"] == "not checked"
+    for part in parts[1:]:
+        sign(part, key)
+    assert verify(parts[0], public)["signature"] == "verified"
+    data = bytearray(parts[-1].read_bytes())
+    data[-1] ^= 1
+    parts[-1].write_bytes(data)
+    assert verify(parts[0], public)["signature"] == "failed"
 
 
 def test_a_missing_signature_and_wrong_keys(folder: Path, tmp_path: Path):

@@ -250,3 +250,10 @@ def test_vocabulary_config_and_tokenizer_agree(hf: Path, tmp_path: Path):
     tokenizer["added_tokens"].append({"id": 320, "content": "<new>"})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "(added_tokens['<new>']): id 320 is not one of the model's 320" in problem_of(folder)
+
+
+def test_an_embedding_without_rows_is_named(tmp_path: Path):
+    save_file({"model.embed_tokens.weight": np.zeros((), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"vocab_size": 8}')
+    [problem] = verify(tmp_path)["problems"]
+    assert "(model.embed_tokens.weight): has the shape [], not rows and columns" in problem

@@ -125,7 +125,11 @@ def _place(file: object) -> str:
 
 def _vocabulary_problems(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
     """Yield differences between the embedding's rows, the config's vocab_size and the tokenizer's ids."""
-    rows = next((header[_EMBEDDING]["shape"][0] for header in headers.values() if _EMBEDDING in header), None)
+    shape = next((header[_EMBEDDING]["shape"] for header in headers.values() if _EMBEDDING in header), None)
+    if shape is not None and len(shape) != 2:
+        yield f"{folder} ({_EMBEDDING}): has the shape {shape}, not rows and columns"
+        return
+    rows = None if shape is None else shape[0]
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     size = config.get("vocab_size") if isinstance(config, dict) else None
     if rows is not None and size is not None and size != rows:

@@ -1,23 +1,29 @@
 """Signatures of OpenSSF's model signing: an elliptic-curve key, offline, one signature for all files.
 
 https://github.com/ossf/model-signing-spec. A folder's signature is `model.sig` in it, a file's `FILE.sig`
-beside it. The signature contains the SHA-256 of every file, so a changed, missing or additional file fails.
+beside it. The signature contains the SHA-256 of every file, so a changed, missing or additional file fails,
+except for the files that the hub and its client add.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from meditron.core.errors import InputError, MissingExtra, SourceError, UsageError
 from meditron.store.checksums import read_checksums, write_checksums
 from meditron.store.files import list_files, sha256_file, translate_read_errors
 from meditron.store.new_files import refuse_existing
 
+if TYPE_CHECKING:
+    from model_signing import hashing
+
 __all__ = ["SignatureState", "sign", "signature_path", "signature_state"]
 
 _FOLDER_SIGNATURE, _SUFFIX = "model.sig", ".sig"
 SignatureState = Literal["verified", "not checked", "none", "failed"]
 _MAX_BYTES = 64 << 20
+# The hub adds the first to every repository, and its client the second to every download.
+_UNSIGNED = (".gitattributes", ".cache/huggingface")
 
 
 def signature_path(path: Path) -> Path:
@@ -44,7 +50,8 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
     _require_library()
     from model_signing import verifying
 
-    config = verifying.Config()
+    # Without this the library ignores `.git`, `.github` and other paths, which may contain anything.
+    config = verifying.Config().set_hashing_config(_hashing_config(path))
     try:
         config.use_elliptic_key_verifier(public_key=_existing(key))
     except (ValueError, TypeError, AttributeError) as error:  # AttributeError for an RSA key
@@ -54,8 +61,7 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
     if signature.stat().st_size > _MAX_BYTES:
         return "failed", [f"{signature}: larger than {_MAX_BYTES:,} bytes"]
     try:
-        # How files are hashed, and which are not signed, is part of the signature. Files that it does not
-        # name are an error.
+        # Files that the signature does not name are an error.
         config.verify(path, signature)
     # The library raises ValueError for a mismatch, and the exceptions of cryptography, JSON and protobuf for
     # a damaged file.
@@ -83,7 +89,7 @@ def sign(path: Path, key: Path) -> Path:
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder")
     _require_library()
-    from model_signing import hashing, signing
+    from model_signing import signing
 
     signature = signature_path(path)
     refuse_existing([signature])
@@ -99,14 +105,20 @@ def sign(path: Path, key: Path) -> Path:
         write_checksums(
             path, {file.relative_to(path).as_posix(): sha256_file(file) for file in list_files(path)}
         )
-    # The signature covers every file except itself.
-    ignored = [signature.relative_to(path)] if path.is_dir() else []
-    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False))
+    config.set_hashing_config(_hashing_config(path))
     try:
         config.sign(path, signature)
     except ValueError as error:
         raise InputError(path, f"cannot be signed: {error}") from error
     return signature
+
+
+def _hashing_config(path: Path) -> "hashing.Config":
+    """Return which files of a folder are signed: all but the signature itself and `_UNSIGNED`."""
+    from model_signing import hashing
+
+    ignored = [_FOLDER_SIGNATURE, *_UNSIGNED] if path.is_dir() else []
+    return hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
 def _existing(key: Path) -> Path:

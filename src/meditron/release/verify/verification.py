@@ -10,7 +10,7 @@ from meditron.core.errors import InputError, MeditronError, SourceError
 from meditron.release.verify.gguf_checks import gguf_problems
 from meditron.release.verify.provenance import provenance_problems
 from meditron.release.verify.safetensors_checks import folder_problems, safetensors_problems
-from meditron.release.verify.signature import signature_state
+from meditron.release.verify.signature import SignatureState, signature_state
 from meditron.store.checksums import CHECKSUMS_FILE, read_checksums
 from meditron.store.files import canonical_json, list_files, sha256_file
 from meditron.store.gguf import GGUF, map_gguf
@@ -19,6 +19,9 @@ from meditron.store.gguf_writer import MAGIC
 from meditron.store.manifest import FILE_NAME, read_manifest
 
 __all__ = ["verify"]
+
+# Of several parts, the first of these that one of them has counts for all.
+_STATES: tuple[SignatureState, ...] = ("failed", "not checked", "none", "verified")
 
 
 def verify(path: Path, key: Path | None = None) -> dict[str, Any]:
@@ -53,8 +56,10 @@ def verify(path: Path, key: Path | None = None) -> dict[str, Any]:
             bar.advance(file.stat().st_size)
     problems += _checksum_problems(folder, digests, whole=path.is_dir())
     problems += _manifest_problems(path, digests)
-    state, signature_problems = signature_state(path, key)
-    problems += signature_problems
+    # A folder has one signature for all its files; each part of a split model has its own.
+    signatures = [signature_state(each, key) for each in ([path] if path.is_dir() else files)]
+    problems += [problem for _, found in signatures for problem in found]
+    state = min((state for state, _ in signatures), key=_STATES.index)
     notes = ["a signature is there, but no --key was given"] if state == "not checked" else []
     return {
         "ok": not problems,
