@@ -1,12 +1,14 @@
 """The computation of an importance matrix; transformers' activations are the reference."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from meditron.core.errors import InputError, UsageError
 from meditron.model.gguf_layout import gguf_tensor_name
@@ -77,6 +79,12 @@ def test_a_stopped_computation_continues_with_the_same_result(
     with pytest.raises(KeyboardInterrupt):
         compute_imatrix(str(tiny), text, tmp_path / "parts", chunk_size=32)
     assert not (tmp_path / "parts").exists()
+    # Sums over three chunks are no part of those over two.
+    shutil.copy(tmp_path / "parts.partial", tmp_path / "fewer.partial")
+    for name in ("fewer", "fresh"):
+        compute_imatrix(str(tiny), text, tmp_path / name, chunk_size=32, max_chunks=2)
+    assert (tmp_path / "fewer").read_bytes() == (tmp_path / "fresh").read_bytes()
+    del calls[3:]
     compute_imatrix(str(tiny), text, tmp_path / "parts", chunk_size=32)
     assert calls[:4] == [1, 2, 3, 4]
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
@@ -100,6 +108,30 @@ def test_a_matrix_of_another_model_is_refused(tiny: Path, wide: Path, text: Path
     compute_imatrix(str(tiny), text, tmp_path / "x", chunk_size=32)
     with pytest.raises(InputError, match="columns, the model 256"):
         quantize(str(wide), ["Q4_K_M"], tmp_path / "out", QuantizeOptions(imatrix=tmp_path / "x"))
+
+
+def test_a_matrix_is_used_again_for_the_same_model_and_text_only(
+    wide: Path, text: Path, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(wide, model)
+    options = QuantizeOptions(calibrate=text)
+    quantize(str(model), ["Q4_K_M"], out, options)
+    first = (out / "model.imatrix").read_bytes()
+    before = read_imatrix(out / "model.imatrix").model_digest
+    quantize(str(model), ["Q5_K_M"], out, options)
+    assert (out / "model.imatrix").read_bytes() == first
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, model / "model.safetensors")
+    with pytest.raises(UsageError, match="of another text or model"):
+        quantize(str(model), ["Q6_K"], out, options)
+    assert (out / "model.imatrix").read_bytes() == first
+    quantize(str(model), ["Q6_K"], out, options, force=True)
+    assert read_imatrix(out / "model.imatrix").model_digest != before
+    (out / "model.imatrix").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"model\.imatrix"):
+        quantize(str(model), ["Q8_0"], out, options)
+    quantize(str(model), ["Q8_0"], out, options, force=True)
 
 
 def test_types_that_need_one_are_refused_without_it(wide: Path, tmp_path: Path) -> None:

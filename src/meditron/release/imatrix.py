@@ -28,8 +28,8 @@ from meditron.model.llama import Llama
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model
 from meditron.parallel.world import current_world, pick_device
-from meditron.release.imatrix_file import ImportanceMatrix, write_imatrix
-from meditron.store.files import atomic_write, sha256_file, translate_read_errors
+from meditron.release.imatrix_file import ImportanceMatrix, model_digest, write_imatrix
+from meditron.store.files import atomic_write, translate_read_errors
 from meditron.store.models import ModelFiles, resolve_model
 from meditron.text.tokenizer import Tokenizer
 
@@ -102,6 +102,7 @@ def compute_imatrix(
         len(calibration.chunks),
         chunk_size,
         calibration.sha256,
+        model_digest(files),
     )
     write_imatrix(out, matrix)
     out.with_name(out.name + ".partial").unlink(missing_ok=True)
@@ -155,8 +156,10 @@ def _sum_over_chunks(
     files: ModelFiles, calibration: Calibration, partial_path: Path
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return the sums of squared inputs by GGUF name; partial sums of an earlier call are continued."""
-    key = json.dumps([_model_digest(files), calibration.sha256, calibration.chunk_size])
+    key = json.dumps([model_digest(files), calibration.sha256, calibration.chunk_size])
     done, sums = _read_partial(partial_path, key)
+    if done > len(calibration.chunks):  # of a call with more chunks
+        done, sums = 0, {}
     if done:
         info(f"continuing after chunk {done} of {len(calibration.chunks)}")
     device = pick_device(current_world())
@@ -196,17 +199,6 @@ def _collected(model: Llama) -> Iterator[dict[str, npt.NDArray[np.float64]]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _model_digest(files: ModelFiles) -> str:
-    """Return a digest that differs for other weights, so that partial sums of two models are never mixed."""
-    if files.kind == "init":
-        return files.spec
-    path = Path(files.path)
-    if path.is_file():
-        return sha256_file(path)
-    digests = [sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _write_partial(path: Path, key: str, chunks: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> None:

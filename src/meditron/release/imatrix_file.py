@@ -10,6 +10,7 @@ i32 number of calls, i32 number of values, and the float32 values, which are mea
 i32 number of chunks, i32 length and bytes of the text's name. The last two are missing in the oldest files.
 """
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
-from meditron.store.files import translate_read_errors
+from meditron.store.files import content_digest, translate_read_errors
 from meditron.store.gguf import GGUF, write_gguf
+from meditron.store.gguf_parts import gguf_digest
+from meditron.store.models import ModelFiles
 
-__all__ = ["TEXT_SHA256_KEY", "ImportanceMatrix", "read_imatrix", "write_imatrix"]
+__all__ = ["TEXT_SHA256_KEY", "ImportanceMatrix", "model_digest", "read_imatrix", "write_imatrix"]
 
 TEXT_SHA256_KEY = "meditron.imatrix.text_sha256"
+_MODEL_DIGEST_KEY = "meditron.imatrix.model_digest"
 """Metadata key of the SHA-256 of the calibration text."""
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -49,6 +53,8 @@ class ImportanceMatrix:
     """Tokens of a chunk; 0 if the file does not have it."""
     text_sha256: str | None = None
     """SHA-256 of the calibration text, if the file was written by this package."""
+    model_digest: str | None = None
+    """`model_digest` of the model, if the file was written by this package."""
 
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the mean squared inputs as llama.cpp's quantizer uses them, by GGUF name.
@@ -89,6 +95,7 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, extra: Mapping[str, Any]
         _CHUNKS: matrix.chunks,
         _CHUNK_SIZE: matrix.chunk_size,
         **({} if matrix.text_sha256 is None else {TEXT_SHA256_KEY: matrix.text_sha256}),
+        **({} if matrix.model_digest is None else {_MODEL_DIGEST_KEY: matrix.model_digest}),
         **(extra or {}),
     }
     tensors = []
@@ -143,9 +150,11 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
         chunks, chunk_size = (gguf.metadata.get(key, 0) for key in (_CHUNKS, _CHUNK_SIZE))
         if not (isinstance(chunks, int) and isinstance(chunk_size, int) and isinstance(datasets, list)):
             raise InputError(path, "the metadata of the importance matrix has other types", place="imatrix.*")
-        digest = gguf.metadata.get(TEXT_SHA256_KEY)
-    text_sha256 = str(digest) if digest else None
-    return ImportanceMatrix(sums, counts, tuple(map(str, datasets)), chunks, chunk_size, text_sha256)
+        text, model = (
+            str(digest) if (digest := gguf.metadata.get(key)) else None
+            for key in (TEXT_SHA256_KEY, _MODEL_DIGEST_KEY)
+        )
+    return ImportanceMatrix(sums, counts, tuple(map(str, datasets)), chunks, chunk_size, text, model)
 
 
 class _Reader:
@@ -202,3 +211,14 @@ def _read_binary(path: Path) -> ImportanceMatrix:
     if not reader.ended():
         raise InputError(path, "has bytes after its end", place=f"byte {reader.at}")
     return ImportanceMatrix(sums, counts, datasets, chunks)
+
+
+def model_digest(files: ModelFiles) -> str:
+    """Return a digest that differs for other weights: an importance matrix is of one model."""
+    if files.kind == "init":
+        return files.spec
+    path = Path(files.path)
+    if path.is_file():
+        return gguf_digest(path)
+    digests = [content_digest(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from meditron.core.console import progress, warn
-from meditron.core.errors import UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import gguf_header
@@ -20,7 +20,7 @@ from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.file_plan import FilePlan, plan_files, planned_metadata
 from meditron.release.ggml import load_ggml
-from meditron.release.imatrix_file import read_imatrix
+from meditron.release.imatrix_file import model_digest, read_imatrix
 from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
@@ -94,7 +94,7 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     )
     if "calibrate" in inputs:
         options = replace(options, calibrate=inputs["calibrate"].path)
-        options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix")
+        options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix", force=True)
     result = _write_missing_files(inputs["model"].spec, paths, missing, options)
     write_checksums(out, {file["path"]: file["sha256"] for file in result["files"]})
     # The evaluation of these files comes later in a run, so only published costs are known here.
@@ -141,7 +141,7 @@ def quantize(
         if not force:
             raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
     make_folder(out)
-    options = _calibrated(spec, options, out / f"{stem}.imatrix")
+    options = _calibrated(spec, options, out / f"{stem}.imatrix", force=force)
     result = _write_missing_files(spec, paths, list(paths), options)
     described = [
         file | {"path": str(out / file["path"])} for file in with_costs(Path(files.path), result["files"])
@@ -150,18 +150,36 @@ def quantize(
     return result | {"files": described, "recommended": recommended_type(described, costs)}
 
 
-def _calibrated(spec: str, options: QuantizeOptions, path: Path) -> QuantizeOptions:
+def _calibrated(spec: str, options: QuantizeOptions, path: Path, *, force: bool) -> QuantizeOptions:
     """Compute the importance matrix of a calibration text, if there is one, and use it.
 
-    An existing file of the same text is kept.
+    An existing file of the same text and model is used as it is. Another one is replaced with `force` only.
     """
     if options.calibrate is None:
         return options
-    if not path.is_file() or read_imatrix(path).text_sha256 != sha256_file(options.calibrate):
+    if not path.is_file() or not _is_matrix_of(path, spec, options.calibrate, force=force):
         from meditron.release.imatrix import compute_imatrix  # needs torch
 
         compute_imatrix(spec, options.calibrate, path, force=True)
     return replace(options, imatrix=path)
+
+
+def _is_matrix_of(path: Path, spec: str, text: Path, *, force: bool) -> bool:
+    """Return whether an importance matrix is of this model and text; without `force` another is an error."""
+    try:
+        matrix = read_imatrix(path)
+    except InputError:
+        if force:
+            return False
+        raise
+    if (matrix.text_sha256, matrix.model_digest) == (sha256_file(text), model_digest(resolve_model(spec))):
+        return True
+    if not force:
+        raise UsageError(
+            f"{path} is of another text or model than {text} and {spec}",
+            hint="use it with --imatrix, replace it with --force, or choose another --out",
+        )
+    return False
 
 
 def read_importance(options: QuantizeOptions, config: LlamaConfig) -> Importance:
