@@ -243,6 +243,8 @@ ANSWER = {"role": "assistant", "content": "yes"}
             {"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"},
             "no message of the assistant",
         ),
+        (GOOD | {"system": "You answer in one word."}, "has the key 'system'"),
+        (GOOD | {"tools": [{"name": "search"}]}, "has the key 'tools'"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):

@@ -43,6 +43,7 @@ __all__ = [
     "held_out",
     "next_token_targets",
     "read_conversations",
+    "refuse_unsupported_keys",
     "select_examples",
     "task_conversations",
     "user_text",
@@ -144,7 +145,7 @@ def _file_conversations(path: Path) -> Iterator[ConversationRow]:
     first_format: str | None = None
     for place, row in _file_rows(path):
         try:
-            _refuse_unsupported_keys(row)
+            refuse_unsupported_keys(row)
             first_format = _require_same_format(row, first_format)
             turns = parse_row(row)
             name = _row_id(row, turns)
@@ -204,7 +205,7 @@ def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> st
     return name
 
 
-def _refuse_unsupported_keys(row: Mapping[str, Any]) -> None:
+def refuse_unsupported_keys(row: Mapping[str, Any]) -> None:
     """Refuse a row with a key that would change its meaning; unknown keys are metadata."""
     for key in _UNSUPPORTED_KEYS:
         if row.get(key) not in (None, [], {}, ""):

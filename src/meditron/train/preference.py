@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meditron.core.console import info, warn
-from meditron.core.errors import InputError, RecipeError
+from meditron.core.errors import InputError, RecipeError, StorageError
 from meditron.core.machine import describe
 from meditron.model.presets import model_tokenizer
 from meditron.parallel.model import ModelStage
@@ -47,6 +47,7 @@ from meditron.train.examples import (
     content_hash,
     held_out,
     next_token_targets,
+    refuse_unsupported_keys,
     user_text,
     write_rows,
 )
@@ -107,6 +108,7 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
 
 def _parse_pair(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], Turn, Turn]:
     """Return the prompt, the chosen and the rejected answer of a row; ValueError if it is no pair."""
+    refuse_unsupported_keys(row)
     present = [key for key in ("prompt", "messages") if row.get(key)]
     if len(present) != 1:
         raise ValueError("a pair has a prompt, as text or messages, under exactly one of prompt and messages")
@@ -375,7 +377,10 @@ def _fill_references(datasets: Sequence[PairDataset], state: TrainState, *, base
     known = RankGroup.of_job().gather(read_json(path) if state.layout.is_main and path.is_file() else None)[0]
     values = pair_logps(state, samples) if known is None else np.array(known)
     if known is None and state.layout.is_main:
-        write_json(path, values.tolist())
+        try:
+            write_json(path, values.tolist())
+        except StorageError as error:
+            warn(f"the reference log-probabilities are not cached: {error}")
     start = 0
     for data in datasets:
         data.references_N2[:] = values[start : start + len(data.pairs)]
