@@ -6,7 +6,9 @@ from scipy import stats
 
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.compare import compare_results
+from meditron.evaluate.config import ModelPair
 from meditron.evaluate.methods.base import question_row_adapter
+from meditron.evaluate.perplexity import compare_pairs
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 
@@ -98,6 +100,17 @@ def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Pat
     assert (result.what, result.n) == ("nll per byte, pubmed [1 truncated document left out]", N - 1)
     assert result.unlike == ("1 truncated document left out",)
     assert result.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
+
+
+def test_an_evaluation_goes_on_without_a_difference_of_truncated_documents(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = [row.model_copy(update={"truncated": True}) for row in rows("other", B, ids_sha256="another")]
+    measured = {"base": rows("base", A), "other": cut, "pretrain": rows("pretrain", B)}
+    pairs = [ModelPair(model="other", against="base"), ModelPair(model="pretrain", against="base")]
+    [result] = compare_pairs(measured, pairs, seed=1, resamples=100)
+    assert (result.a, result.b) == ("base", "pretrain")
+    assert "no paired difference in perplexity: base and other" in capsys.readouterr().err
 
 
 def test_too_few_common_documents_are_an_error(tmp_path: Path) -> None:

@@ -198,6 +198,18 @@ def test_nothing_is_overwritten_unasked(tiny: Path, tied: Path, tmp_path: Path) 
         assert "output.weight" not in written.tensors
 
 
+def test_force_leaves_no_description_of_the_old_model(tiny: Path, tied: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    convert(str(tiny), folder)
+    for name in ("README.md", "SHA256SUMS", "model.sig"):
+        (folder / name).write_text("of the old model")
+    (folder / "notes.txt").write_text("the user's own")
+    convert(str(tied), folder, force=True)
+    left = {file.name for file in folder.iterdir() if file.read_bytes() == b"of the old model"}
+    assert not left
+    assert (folder / "notes.txt").is_file()
+
+
 def test_force_does_not_replace_what_is_no_model(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.txt").write_text("five years of work")

@@ -99,7 +99,8 @@ def result_differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: in
         raise UsageError(
             f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
             f"{b.row_count}) for a paired difference",
-            hint="evaluate both on the same corpus and tasks",
+            hint="evaluate both on the same corpus and tasks; with different tokenizers, truncated documents "
+            "are left out",
         )
     return comparisons
 

@@ -40,7 +40,7 @@ _SERVER = "server"
 # Globs of the files in an HF folder that decide the model's output. Others, such as reports and manifests,
 # contain times and would change the digest.
 _MODEL_FILES = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("*token*", "vocab*", "merges.txt", "*.jinja"),
 )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meditron.core.console import warn
+from meditron.core.errors import UsageError
 from meditron.core.statistics import MAX_EXPONENT, bootstrap_ratio, finite_exp
 from meditron.evaluate.compare import result_differences
 from meditron.evaluate.config import EvalOptions, ModelPair
@@ -164,18 +166,23 @@ def summarize(
 def compare_pairs(
     rows: Mapping[str, Sequence[DocumentRow]], pairs: Sequence[ModelPair], *, seed: int, resamples: int
 ) -> list[Comparison]:
-    """Compute the paired difference in log-loss for each pair of models and each source."""
+    """Compute the paired difference in log-loss for each pair of models and each source.
+
+    A pair without two comparable documents has none, with a warning: the results of the models are kept.
+    """
     results = {
         name: ResultRows(name=name, documents=[{row.item_key(): row for row in model_rows}], tasks={})
         for name, model_rows in rows.items()
     }
-    return [
-        comparison
-        for pair in pairs
-        for comparison in result_differences(
-            results[pair.against], results[pair.model], seed=seed, resamples=resamples
-        )
-    ]
+    comparisons: list[Comparison] = []
+    for pair in pairs:
+        try:
+            comparisons += result_differences(
+                results[pair.against], results[pair.model], seed=seed, resamples=resamples
+            )
+        except UsageError as error:
+            warn(f"no paired difference in perplexity: {error.message}")
+    return comparisons
 
 
 def _source_perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resamples: int) -> Perplexity:

@@ -8,8 +8,10 @@ from meditron.store.files import fsync_path, remove_path, temporary_path, transl
 
 __all__ = ["replace_when_complete"]
 
-# Files of an old model that would otherwise be read together with the files of the new model.
+# Files of an old model that would otherwise be read together with the files of the new model, or be taken for
+# a description of it.
 _STALE = (
+    *("README.md", "SHA256SUMS", "model.sig"),
     "*.safetensors",
     "*.safetensors.index.json",
     "added_tokens.json",
