@@ -110,7 +110,16 @@ def test_an_evaluation_goes_on_without_a_difference_of_truncated_documents(
     pairs = [ModelPair(model="other", against="base"), ModelPair(model="pretrain", against="base")]
     [result] = compare_pairs(measured, pairs, seed=1, resamples=100)
     assert (result.a, result.b) == ("base", "pretrain")
-    assert "no paired difference in perplexity: base and other" in capsys.readouterr().err
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "no paired difference in perplexity: base and other: 60 documents" in warning
+    assert "the tokenizers differ, so that documents are truncated at different places" in warning
+
+
+def test_documents_truncated_at_different_places_are_named_in_the_error(tmp_path: Path) -> None:
+    cut = [row.model_copy(update={"truncated": True}) for row in rows("other", B, ids_sha256="another")]
+    a, b = write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut)
+    with pytest.raises(UsageError, match=f"{N} documents in both cannot be compared.*tokenizers differ"):
+        compare_results(a, b)
 
 
 def test_too_few_common_documents_are_an_error(tmp_path: Path) -> None:
@@ -167,6 +176,38 @@ def test_different_settings_do_not_compare(tmp_path: Path, changed: dict[str, ob
     a = write_answers(tmp_path / "a", answers("base", 1))
     with pytest.raises(UsageError, match=message):
         compare_results(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
+
+
+EXAMPLES = {"shots": 2, "shot_ids": ("e1", "e2")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"system_prompt": "terse@1a2b"}, "system prompt: none / terse@1a2b"),
+        ({"shot_ids": ("e3", "e4")}, "examples: e1, e2 / e3, e4"),
+        ({"shots_sha256": "c" * 64}, "file of examples: training split / " + "c" * 14),
+    ],
+)
+def test_other_system_prompts_and_examples_are_named(
+    tmp_path: Path, changed: dict[str, object], cause: str
+) -> None:
+    """With another prompt form they are named beside it; with the same form they forbid the comparison."""
+    changed = EXAMPLES | {"prompt_sha256": "f" * 64} | changed
+    a = write_answers(tmp_path / "a", answers("base", 1, **EXAMPLES))
+    with pytest.raises(UsageError, match=f"they differ in {cause}$"):
+        compare_results(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
+    chat = write_answers(tmp_path / "c", answers("tuned", 2, **changed, prompt_form="chatml"))
+    (result,) = compare_results(a, chat)
+    assert result.unlike == ("prompt form: raw / chatml", cause)
+
+
+def test_equal_prompts_have_no_other_examples(tmp_path: Path) -> None:
+    """The file of examples may have changed in questions that were not drawn."""
+    a = write_answers(tmp_path / "a", answers("base", 1, **EXAMPLES, shots_sha256="b" * 64))
+    b = write_answers(tmp_path / "b", answers("tuned", 2, **EXAMPLES, shots_sha256="c" * 64))
+    (result,) = compare_results(a, b)
+    assert result.unlike == ()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A model finetuned in chat turns is asked in chat turns, and results say in which form each was asked."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.stage import run
 from meditron.evaluate.standalone import evaluate_on_task
 from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
+from meditron.store.files import canonical_json, sha256_file
 from meditron.store.manifest import Artifact
 from meditron.store.results import PromptForm, read_results
 from meditron.tasks.registry import open_task
@@ -48,6 +50,22 @@ def local_model(folder: Path) -> LocalModel:
 
 def eval_set(task: Task, form: PromptForm = "trained", shots: int = 0) -> EvalSet:
     return EvalSet.from_task(task, EvalOptions(questions=30, shots=shots, prompt_form=form), seed=1)[0]
+
+
+def test_stop_tokens_are_part_of_a_models_identity(tmp_path: Path, chat_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    settings = folder / "generation_config.json"
+    settings.unlink(missing_ok=True)
+    without = local_model(folder)
+    files = [[file.name, sha256_file(file)] for file in without.content_files]
+    assert settings.name not in {name for name, _ in files}
+    assert without.digest == hashlib.sha256(canonical_json(files)).hexdigest()
+    digests = {without.digest}
+    for stop in (1, 2):
+        settings.write_text(json.dumps({"eos_token_id": [stop]}))
+        digests.add(local_model(folder).digest)
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])

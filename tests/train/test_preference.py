@@ -215,6 +215,28 @@ def test_two_ranks_train_as_one_process(pairs, tmp_path, monkeypatch):
     assert abs(together["margin"]["pairs"][1] - alone["margin"]["pairs"][1]) < 1e-3
 
 
+def test_a_cache_that_cannot_be_written_is_a_warning(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDITRON_CACHE", "/proc/none")
+    metrics = run(dpo_config(epochs=1), pairs, tmp_path / "out")
+    assert metrics["margin"]["pairs"][0] == 0.0
+    assert "the reference log-probabilities are not cached" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_rank_waiting(pairs, tmp_path):
+    run_ranks(2, run_dpo, pairs, tmp_path / "out", "/proc/none")
+    assert read_json(tmp_path / "out" / "metrics.json")["ranks"] == 2
+
+
+def test_a_damaged_cache_is_computed_again(pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
+    run(dpo_config(epochs=1), pairs, tmp_path / "out")
+    (file,) = (tmp_path / "cache" / "reference-logprobs").iterdir()
+    before = file.read_bytes()
+    file.write_bytes(before[:50])
+    run(dpo_config(epochs=1), pairs, tmp_path / "again")
+    assert file.read_bytes() == before
+
+
 def refuse_tp(pairs, out):
     os.environ.update(RANK_VARIABLES)
     with pytest.raises(RecipeError, match="not supported with tp > 1 or pp > 1"):
@@ -245,6 +267,10 @@ ANSWER = {"role": "assistant", "content": "yes"}
         ),
         (GOOD | {"system": "You answer in one word."}, "has the key 'system'"),
         (GOOD | {"tools": [{"name": "search"}]}, "has the key 'tools'"),
+        (GOOD | {"images": ["scan.png"]}, "has the key 'images'"),
+        (GOOD | {"history": [["q", "a"]]}, "has the key 'history', which preference tuning does not"),
+        (GOOD | {"input": "a text"}, "has the key 'input'"),
+        (GOOD | {"reasoning": "because"}, "has the key 'reasoning'"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):
@@ -254,6 +280,12 @@ def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):
     )
     with pytest.raises(InputError, match=rf"line 2.*{problem}"):
         list(read_preferences(path))
+
+
+def test_metadata_and_empty_keys_of_a_pair_are_allowed(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(GOOD | {"id": "p", "source": "s", "score": 2, "history": [], "input": ""}))
+    assert [row.id for row in read_preferences(path)] == ["p"]
 
 
 def test_messages_and_answers_may_be_those_of_trl(tmp_path):

@@ -10,9 +10,10 @@ For questions the difference is b's accuracy − a's accuracy: a positive differ
 
 Rows that differ in rule, method, template, number of shots or prompt are not compared; this is an error. A
 difference in prompt form, number format or engine cannot always be avoided: such rows are compared, and the
-difference is named in `Comparison.unlike` and in the name of the measure. So is a setting that one of them
-does not know because another program answered the questions, unless equal hashes show that the prompts are
-equal.
+difference is named in `Comparison.unlike` and in the name of the measure. With other prompt forms, other
+system prompts and examples are named too; with equal ones they forbid the comparison. Named is also a setting
+that one of them does not know because another program answered the questions, unless equal hashes show that
+the prompts are equal.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,14 +96,31 @@ def result_differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: in
         *_question_differences(a, b, seed, resamples),
     ]
     if not comparisons:
+        if cut := _count_cut_differently(a, b):
+            raise UsageError(
+                f"{a.name} and {b.name}: {format_count(cut, 'documents')} in both cannot be compared, "
+                "because the tokenizers differ, so that documents are truncated at different places; too few "
+                "are left for a paired difference",
+                hint="evaluate both with a document_tokens that truncates fewer documents",
+            )
         common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
         raise UsageError(
             f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
             f"{b.row_count}) for a paired difference",
-            hint="evaluate both on the same corpus and tasks; with different tokenizers, truncated documents "
-            "are left out",
+            hint="evaluate both on the same corpus and tasks",
         )
     return comparisons
+
+
+def _count_cut_differently(a: ResultRows, b: ResultRows) -> int:
+    """Count the truncated documents that are left out because the tokenizers differ."""
+    return max(
+        (
+            sum(_comparable_losses(pairs)[2] for pairs in _by_source(pairing).values())
+            for pairing in _pair_settings(a.documents, b.documents)
+        ),
+        default=0,
+    )
 
 
 def _pair_all_settings(a: ResultRows, b: ResultRows) -> Iterator[_PairedRows[Any]]:
@@ -128,7 +146,7 @@ def _pair_settings(
             # Different prompt forms give different prompts by design; equal forms must give equal prompts.
             same_form = getattr(a_first, "prompt_form", None) == getattr(b_first, "prompt_form", None)
             if not conflicts and same_form and any(_prompts_differ(x, y) for x, y in rows):
-                conflicts = ("prompt (template or shots)",)
+                conflicts = _prompt_causes(rows) or ("prompt (template or shots)",)
             yield _PairedRows(
                 rows=rows,
                 conflicts=conflicts,
@@ -183,10 +201,7 @@ def _usable_pairings(
 def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: int) -> Iterator[Comparison]:
     pairings = list(_pair_settings(a.documents, b.documents))
     for pairing in _usable_pairings(a, b, "documents have another text", pairings):
-        by_source: dict[str, list[tuple[DocumentRow, DocumentRow]]] = {}
-        for pair in pairing.rows:
-            by_source.setdefault(pair[0].source, []).append(pair)
-        for source, pairs in by_source.items():
+        for source, pairs in _by_source(pairing).items():
             unit, losses, left_out = _comparable_losses(pairs)
             named = pairing.named_differences
             if left_out:
@@ -201,6 +216,13 @@ def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: in
                     unlike=named,
                     **asdict(paired_bootstrap(b_losses, a_losses, seed=seed, resamples=resamples)),
                 )
+
+
+def _by_source(pairing: _PairedRows[DocumentRow]) -> dict[str, list[tuple[DocumentRow, DocumentRow]]]:
+    by_source: dict[str, list[tuple[DocumentRow, DocumentRow]]] = {}
+    for pair in pairing.rows:
+        by_source.setdefault(pair[0].source, []).append(pair)
+    return by_source
 
 
 def _comparable_losses(
@@ -268,6 +290,8 @@ def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str
         return ()
     named = _differing_fields(a[0], b[0], _NAMED_IF_DIFFERENT)
     if isinstance(a[0], QuestionRow):
+        b_rows = {row.item_key(): row for row in b}
+        named += _prompt_causes([(row, b_rows[row.item_key()]) for row in a if row.item_key() in b_rows])
         if not all(getattr(row, "prompt_sha256", None) for row in (*a, *b)):
             named += ("prompts: not known",)
         counts = [count_truncated([row for row in rows if isinstance(row, QuestionRow)]) for rows in (a, b)]
@@ -275,6 +299,31 @@ def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str
             shown = [NOT_KNOWN if count is None else count for count in counts]
             named += (f"truncated prompts: {shown[0]} / {shown[1]}",)
     return named
+
+
+def _prompt_causes(rows: Sequence[tuple[EvalRow, EvalRow]]) -> tuple[str, ...]:
+    """Name the system prompts and examples that differ between rows on the same items.
+
+    Nothing is named if equal hashes show that the prompts are equal, nor a value that an imported result
+    does not record.
+    """
+    pairs = [(a, b) for a, b in rows if isinstance(a, QuestionRow) and isinstance(b, QuestionRow)]
+    unequal = [(a, b) for a, b in pairs if a.prompt_sha256 is None or a.prompt_sha256 != b.prompt_sha256]
+    causes: dict[str, str] = {}
+    for a, b in unequal:
+        imported = isinstance(a, ImportedRow) or isinstance(b, ImportedRow)
+        systems = (a.system_prompt, b.system_prompt)
+        if systems[0] != systems[1] and not (imported and None in systems):
+            causes.setdefault("system prompt", " / ".join(system or "none" for system in systems))
+        # Without examples in both, neither their ids nor their file are part of the prompts.
+        if a.shot_ids and b.shot_ids:
+            if a.shot_ids != b.shot_ids:
+                causes.setdefault("examples", f"{', '.join(a.shot_ids)} / {', '.join(b.shot_ids)}")
+            if a.shots_sha256 != b.shots_sha256 and not imported:
+                files = ((side.shots_sha256 or "training split")[:14] for side in (a, b))
+                causes.setdefault("file of examples", " / ".join(files))
+    order = ("system prompt", "examples", "file of examples")
+    return tuple(f"{name}: {causes[name]}" for name in order if name in causes)
 
 
 def count_truncated(rows: Sequence[QuestionRow]) -> int | None:

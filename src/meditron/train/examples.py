@@ -10,7 +10,7 @@ out of training, because truncating it would remove the question or the answer.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -205,11 +205,22 @@ def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> st
     return name
 
 
-def refuse_unsupported_keys(row: Mapping[str, Any]) -> None:
-    """Refuse a row with a key that would change its meaning; unknown keys are metadata."""
-    for key in _UNSUPPORTED_KEYS:
+def refuse_unsupported_keys(
+    row: Mapping[str, Any], *, also: Sequence[str] = (), method: str = "finetuning"
+) -> None:
+    """Refuse a row with a key that would change its meaning; unknown keys are metadata.
+
+    Args:
+        row: The row.
+        also: Keys that only this method does not support.
+        method: Name of the method in the error.
+
+    Raises:
+        ValueError: The row has such a key.
+    """
+    for key in (*_UNSUPPORTED_KEYS, *also):
         if row.get(key) not in (None, [], {}, ""):
-            raise ValueError(f"the row has the key '{key}', which finetuning does not support")
+            raise ValueError(f"the row has the key '{key}', which {method} does not support")
 
 
 def task_conversations(

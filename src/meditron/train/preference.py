@@ -10,6 +10,7 @@ Shapes: B pairs of a micro-batch, N pairs of the data; 2: chosen, rejected.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meditron.core.console import info, warn
-from meditron.core.errors import InputError, RecipeError, StorageError
+from meditron.core.errors import InputError, RecipeError, SourceError, StorageError
 from meditron.core.machine import describe
 from meditron.model.presets import model_tokenizer
 from meditron.parallel.model import ModelStage
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
     from meditron.train.overlap import OverlapFilter
 
 __all__ = ["PairDataset", "PreferenceRow", "dpo_loss", "pair_logps", "read_preferences", "training_inputs"]
+
+
+# Keys of conversations that would be part of the prompt or of the answers.
+_UNSUPPORTED_IN_PAIRS = ("history", "input", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
 
 def _parse_pair(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], Turn, Turn]:
     """Return the prompt, the chosen and the rejected answer of a row; ValueError if it is no pair."""
-    refuse_unsupported_keys(row)
+    refuse_unsupported_keys(row, also=_UNSUPPORTED_IN_PAIRS, method="preference tuning")
     present = [key for key in ("prompt", "messages") if row.get(key)]
     if len(present) != 1:
         raise ValueError("a pair has a prompt, as text or messages, under exactly one of prompt and messages")
@@ -374,7 +379,7 @@ def _fill_references(datasets: Sequence[PairDataset], state: TrainState, *, base
     samples = [data.pair(index) for data in datasets for index in range(len(data.pairs))]
     path = cache_folder() / "reference-logprobs" / f"{_cache_key(state, samples, base)}.json"
     # Only rank 0 looks, because another machine may have another cache.
-    known = RankGroup.of_job().gather(read_json(path) if state.layout.is_main and path.is_file() else None)[0]
+    known = RankGroup.of_job().gather(_read_cache(path) if state.layout.is_main else None)[0]
     values = pair_logps(state, samples) if known is None else np.array(known)
     if known is None and state.layout.is_main:
         try:
@@ -385,6 +390,13 @@ def _fill_references(datasets: Sequence[PairDataset], state: TrainState, *, base
     for data in datasets:
         data.references_N2[:] = values[start : start + len(data.pairs)]
         start += len(data.pairs)
+
+
+def _read_cache(path: Path) -> Any:  # noqa: ANN401  # any JSON value
+    # A cache that cannot be read is like none: an error on rank 0 alone would leave the other ranks waiting.
+    with suppress(SourceError, InputError, OSError):
+        return read_json(path) if path.is_file() else None
+    return None
 
 
 def _cache_key(state: TrainState, samples: Sequence[Sample], base: str) -> str:
