@@ -55,11 +55,11 @@ def test_a_row_of_each_source_is_printed_with_its_loss_mask(meditron: Command, f
     result = meditron("inspect", folder / "mix.toml", "--out", folder / "runs").out
     assert "exam e" in result
     assert "‹user›<|im_start|>question⏎\n      Which is " in result
-    assert "⟦assistant A<|im_end|>⟧" in result or "⟦assistant B<|im_end|>⟧" in result
+    assert "‹assistant›⟦A<|im_end|>⟧" in result or "‹assistant›⟦B<|im_end|>⟧" in result
     assert "chat q0: " in result
-    assert "⟦assistant It is 0.<|im_end|>⟧" in result
+    assert "‹assistant›⟦It is 0.<|im_end|>⟧" in result
     # The second finetune reads the chat template that the first one will export.
-    assert result.count("⟦assistant It acts on the liver.<|im_end|>⟧") == 2
+    assert result.count("‹assistant›⟦It acts on the liver.<|im_end|>⟧") == 2
     assert result.count("|im_start|>question") == 4
 
 
