@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_a_file_of_answers_is_resumed_after_a_kill(
     out, words = tmp_path / "answers.jsonl", ("generate", model, "--jsonl", prompts, "--max-tokens", "4")
     assert meditron(*words, "--out", out).out == ""
     whole = rows(out.read_text(encoding="utf-8"))
-    kept = {"id": "a", "text": "kept as it was", "tokens": 1, "seconds": 0.0, "stop": "end"}
+    kept = {**whole[0], "text": "kept as it was", "tokens": 1, "seconds": 0.0, "stop": "end"}
     out.write_text(json.dumps(kept) + '\n{"id": 5, "te', encoding="utf-8")
     assert meditron(*words, "--out", out).code == 1
     again = rows(out.read_text(encoding="utf-8"))
@@ -83,6 +84,128 @@ def test_a_file_of_answers_is_resumed_after_a_kill(
     assert sorted(str(row["id"]) for row in rows(out.read_text("utf-8"))) == sorted(
         str(row["id"]) for row in whole
     )
+
+
+@pytest.fixture
+def two_prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"id": "a", "prompt": "Aspirin"}\n{"id": "b", "prompt": "Sepsis"}\n', encoding="utf-8")
+    return path
+
+
+def test_answers_record_the_model_and_the_settings_and_the_same_ones_resume_without_loading_the_model(
+    meditron: Command, model: Path, two_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = ("generate", model, "--jsonl", two_prompts, "--out", out, "--max-tokens", "4")
+    assert meditron(*words).code == 0
+    before = out.read_bytes()
+    for row in rows(out.read_text(encoding="utf-8")):
+        assert row["model"] == str(model)
+        assert row["settings"]["max-tokens"] == 4
+        assert (row["settings"]["engine"], row["settings"]["dtype"]) == ("torch", "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr("meditron.engine.load_generator", lambda *_, **__: pytest.fail("the model was loaded"))
+        assert meditron(*words).code == 0
+        assert meditron(*words, "--dtype", "float32").code == 0  # the default, named
+    assert out.read_bytes() == before
+    out.write_bytes(before.splitlines(keepends=True)[0])
+    assert meditron(*words).code == 0
+    assert [row["id"] for row in rows(out.read_text(encoding="utf-8"))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (["--max-tokens", "5"], "max-tokens 4 → 5"),
+        (["--seed", "3", "--temperature", "0.5"], "temperature 0.0 → 0.5, seed 0 → 3"),
+        (["--raw"], "raw false → true"),
+        (["--dtype", "bfloat16"], "dtype float32 → bfloat16"),
+        (["--context", "64"], "→ 64"),
+    ],
+)
+def test_answers_of_other_settings_are_refused(
+    meditron: Command, model: Path, two_prompts: Path, tmp_path: Path, changed: list[str], expected: str
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = ("generate", model, "--jsonl", two_prompts, "--out", out, "--max-tokens", "4")
+    assert meditron(*words).code == 0
+    before = out.read_bytes()
+    words = words[:-2] if "--max-tokens" in changed else words
+    said = meditron(*words, *changed)
+    assert said.code == 2
+    for part in ("answers.jsonl", "other settings", expected, "--out"):
+        assert part in said.err
+    assert out.read_bytes() == before
+
+
+def test_answers_of_another_model_are_refused_and_a_copy_of_the_model_resumes(
+    meditron: Command, model: Path, two_prompts: Path, tmp_path: Path
+) -> None:
+    out, other, copy = tmp_path / "answers.jsonl", tiny_hf(tmp_path / "other", seed=1), tmp_path / "copy"
+    shutil.copytree(model, copy)
+    words = ("--jsonl", two_prompts, "--out", out, "--max-tokens", "4")
+    assert meditron("generate", model, *words).code == 0
+    before = out.read_bytes()
+    assert meditron("generate", copy, *words).code == 0
+    said = meditron("generate", other, *words)
+    assert said.code == 2
+    for part in ("answers.jsonl", "another model", f"{model} → {other}", "--out"):
+        assert part in said.err.replace("\n", "")
+    shutil.rmtree(copy)
+    shutil.copytree(other, copy)
+    out.write_text(before.decode().replace(str(model), str(copy)), encoding="utf-8")
+    said = meditron("generate", copy, *words)  # the name is the same, the files are not
+    assert said.code == 2
+    assert "another model" in said.err
+
+
+def test_default_engine_settings_of_another_machine_are_refused_when_the_model_is_loaded(
+    meditron: Command, model: Path, two_prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = ("generate", model, "--jsonl", two_prompts, "--out", out, "--max-tokens", "4")
+    assert meditron(*words, "--dtype", "bfloat16").code == 0
+    before = out.read_bytes().splitlines(keepends=True)[0]
+    out.write_bytes(before)
+    said = meditron(*words)
+    assert said.code == 2
+    assert "dtype bfloat16 → float32" in said.err
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_an_answer_to_a_prompt_that_was_changed_is_refused(
+    meditron: Command,
+    model: Path,
+    two_prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stdin: bool,
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    assert meditron("generate", model, "--jsonl", two_prompts, "--out", out, "--max-tokens", "4").code == 0
+    before = out.read_bytes()
+    content = two_prompts.read_bytes().replace(b"Sepsis", b"Metformin")
+    two_prompts.write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    source = "-" if stdin else two_prompts
+    said = meditron("generate", model, "--jsonl", source, "--out", out, "--max-tokens", "4")
+    assert said.code == 2
+    assert 'the prompt with the id "b" was changed' in said.err
+    assert out.read_bytes() == before
+
+
+def test_answers_without_a_record_of_their_model_are_refused(
+    meditron: Command, model: Path, two_prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    out.write_text('{"id": "a", "text": "old", "tokens": 1, "seconds": 0.0, "stop": "end"}\n', "utf-8")
+    before = out.read_bytes()
+    said = meditron("generate", model, "--jsonl", two_prompts, "--out", out)
+    assert said.code == 2
+    assert "do not record their model and settings" in said.err
+    assert out.read_bytes() == before
 
 
 def test_another_file_is_not_rewritten_as_answers(meditron: Command, model: Path, prompts: Path) -> None:
@@ -173,7 +296,8 @@ def test_a_pipe_is_only_written_to_and_other_files_are_not_changed(
     assert "not an answer of meditron generate" in meditron(*words, corpus).err
     assert corpus.read_text(encoding="utf-8") == '{"id": "a", "text": "a document"}\n'
     link, real = tmp_path / "link.jsonl", tmp_path / "real.jsonl"
-    whole = '{"id": "a", "text": "kept", "tokens": 1, "seconds": 0.0, "stop": "end"}'
+    meditron(*words, real)
+    whole = json.dumps({**rows(real.read_text(encoding="utf-8"))[0], "text": "kept"})
     real.write_text(whole, encoding="utf-8")  # its newline was lost
     link.symlink_to(real)
     meditron(*words, link)

@@ -33,6 +33,13 @@ def test_generate_answers_prompts_and_files_of_prompts(
     assert meditron("generate", model, "--jsonl", prompts, "--out", answers).code == 0
     lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [line["text"] for line in lines] == ["ONE", "TWO"]
+    assert (lines[0]["model"], lines[0]["settings"]["model"]) == (model, "toy")
+    asked = len(server.bodies)
+    assert meditron("generate", model, "--jsonl", prompts, "--out", answers).code == 0
+    other = meditron("generate", f"api:{server.url}#other", "--jsonl", prompts, "--out", answers)
+    assert other.code == 2
+    assert "another model" in other.err
+    assert len(server.bodies) == asked
 
 
 def test_chat_sends_the_whole_conversation(

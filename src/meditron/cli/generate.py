@@ -1,8 +1,9 @@
 """`meditron generate`: the answer to one prompt, or to each line of a file."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,6 +15,7 @@ from meditron.core.units import format_duration
 from meditron.model.sampling import SamplingConfig
 
 if TYPE_CHECKING:
+    from meditron.cli.batch import Origin
     from meditron.engine import Reply
 
 __all__ = ["Model", "Sampling", "generate"]
@@ -48,7 +50,10 @@ def generate(
     ] = None,
     out: Annotated[
         Path | None,
-        Parameter(help="Append the answers of --jsonl to this file; ids that are already in it are skipped."),
+        Parameter(
+            help="Append the answers of --jsonl to this file; ids that are already in it are skipped. A file "
+            "with answers of another model, of other settings or to another prompt is refused."
+        ),
     ] = None,
     engine: Annotated[EngineName, Parameter(group="Engine")] = None,
     context: Annotated[Context, Parameter(group="Engine")] = None,
@@ -73,17 +78,42 @@ def generate(
     _check_usage(prompt, jsonl, out)
     text = _read_stdin() if prompt == STDIN else prompt
     info(DISCLAIMER)
-    with load_generator(model, dtype=dtype, backend=engine, context=context) as loaded:
-        if jsonl is not None:
-            failed = answer_all_prompts(
-                jsonl,
-                out,
-                lambda line: loaded.generate(line, raw=raw, **sampling.generate_arguments).finish(),
-            )
-            return int(failed > 0)
+    open_engine = partial(load_generator, model, dtype=dtype, backend=engine, context=context)
+    if jsonl is not None:
+        settings = {
+            **{name.replace("_", "-"): value for name, value in sampling.generate_arguments.items()},
+            **{"raw": raw, "engine": engine, "dtype": dtype, "context": context},
+        }
+        failed = answer_all_prompts(
+            jsonl,
+            out,
+            origin=lambda: _origin(model, settings),
+            open_engine=open_engine,
+            answer=lambda loaded, line: loaded.generate(
+                line, raw=raw, **sampling.generate_arguments
+            ).finish(),
+        )
+        return int(failed > 0)
+    with open_engine() as loaded:
         assert text is not None  # noqa: S101  # `_check_usage`: there is a prompt or a file
         _print_reply(loaded.generate(text, raw=raw, **sampling.generate_arguments), as_json=as_json)
     return 0
+
+
+def _origin(model: str, settings: dict[str, Any]) -> "Origin":
+    """Return the identity of a model, by its files or its address, with the settings; loads no weights."""
+    from meditron.cli.batch import Origin
+    from meditron.core.redaction import public_address
+    from meditron.engine import API_SCHEME
+    from meditron.evaluate.model import LocalModel
+    from meditron.store.manifest import Artifact, fingerprint
+    from meditron.store.models import resolve_model
+
+    if model.startswith(API_SCHEME):
+        address = public_address(model.removeprefix(API_SCHEME))
+        return Origin(API_SCHEME + address, fingerprint({"api": address}), settings)
+    files = resolve_model(model)
+    return Origin(files.spec, LocalModel(model, Artifact(model, files.path, ""), "").digest, settings)
 
 
 def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> None:
