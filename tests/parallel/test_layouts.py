@@ -88,7 +88,9 @@ EIGHT = [
 ALSO_IN_FLOAT32 = EIGHT[:7]
 RUNS = [(case, "float64") for case in EIGHT] + [(case, "float32") for case in ALSO_IN_FLOAT32]
 # Largest difference of a loss, and in float64 of a weight, after all steps.
-BOUNDS = {"float64": 1e-9, "float32": 1e-5}  # 6.3e-6 was measured on a CPU with AVX2 alone
+# float64 proves that a layout is equal. In float32 the roundings of ten steps add up, most on CPUs with
+# AVX-512: 1.03e-5 was measured, 6.3e-6 with AVX2.
+BOUNDS = {"float64": 1e-9, "float32": 2e-5}
 # Layouts that a checkpoint of dp2 × tp2 × pp2 opens in.
 OTHERS = [{}, {"tp": 2}, {"dp_shard": 2, "pp": 2}, {"dp_shard": 4}]
 
