@@ -201,13 +201,24 @@ def test_nothing_is_overwritten_unasked(tiny: Path, tied: Path, tmp_path: Path) 
 def test_force_leaves_no_description_of_the_old_model(tiny: Path, tied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     convert(str(tiny), folder)
-    for name in ("README.md", "SHA256SUMS", "model.sig"):
+    for name in ("README.md", "SHA256SUMS", "model.sig", "model.safetensors.sig"):
         (folder / name).write_text("of the old model")
     (folder / "notes.txt").write_text("the user's own")
     convert(str(tied), folder, force=True)
     left = {file.name for file in folder.iterdir() if file.read_bytes() == b"of the old model"}
     assert not left
     assert (folder / "notes.txt").is_file()
+
+
+def test_the_suffix_of_a_gguf_file_may_be_in_upper_case(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "MODEL.GGUF"
+    convert(str(tiny), out)
+    assert out.is_file()
+    with pytest.raises(UsageError, match="already exists"):
+        convert(str(tiny), out)
+    convert(str(tiny), out, force=True)
+    with pytest.raises(UsageError, match="is for HF folders"):
+        convert(str(tiny), tmp_path / "OTHER.GGUF", dtype="float16")
 
 
 def test_force_does_not_replace_what_is_no_model(tiny: Path, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from meditron.core.errors import InputError, UsageError
 from meditron.model.gguf_layout import gguf_tensor_name
 from meditron.release import imatrix as imatrix_module
+from meditron.release.config import QuantizeConfig
 from meditron.release.imatrix import compute_imatrix
 from meditron.release.imatrix_file import read_imatrix
-from meditron.release.quantize import QuantizeOptions, quantize
+from meditron.release.quantize import QuantizeOptions, quantize, run
 from meditron.store.gguf import GGUF
+from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
 
 TEXT = "The patient has a fever and a cough. " * 40
@@ -132,6 +134,48 @@ def test_a_matrix_is_used_again_for_the_same_model_and_text_only(
     with pytest.raises(InputError, match=r"model\.imatrix"):
         quantize(str(model), ["Q8_0"], out, options)
     quantize(str(model), ["Q8_0"], out, options, force=True)
+
+
+def test_a_matrix_of_a_part_of_the_text_or_of_other_chunks_is_not_used_again(
+    wide: Path, text: Path, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(wide, model)
+    out.mkdir()
+    matrix = out / "model.imatrix"
+    longer = tmp_path / "longer.txt"
+    longer.write_text(text.read_text() * 20)
+    options = QuantizeOptions(calibrate=longer)
+    for chunks in ({"max_chunks": 1}, {"chunk_size": 256}):
+        compute_imatrix(str(model), longer, matrix, force=True, **chunks)
+        before = matrix.read_bytes()
+        with pytest.raises(UsageError, match="or of other chunks"):
+            quantize(str(model), ["Q4_K_M"], out, options)
+        assert matrix.read_bytes() == before
+    quantize(str(model), ["Q4_K_M"], out, options, force=True)
+    assert read_imatrix(matrix).chunk_size == 512
+    assert read_imatrix(matrix).chunks > 1
+
+
+@pytest.mark.parametrize("old", ["damaged", "of a part", "of another text"])
+def test_a_stage_computes_its_matrix_again_if_it_does_not_match(
+    wide: Path, text: Path, tmp_path: Path, old: str
+) -> None:
+    longer, out = tmp_path / "longer.txt", tmp_path / "out"
+    longer.write_text(text.read_text() * 20)
+    out.mkdir()
+    compute_imatrix(str(wide), longer, tmp_path / "right")
+    matrix = out / "calibration.imatrix"
+    if old == "damaged":
+        matrix.write_bytes(b"damaged")
+    elif old == "of a part":
+        compute_imatrix(str(wide), longer, matrix, max_chunks=1)
+    else:
+        compute_imatrix(str(wide), text, matrix, chunk_size=32)
+    config = QuantizeConfig.model_validate({"types": ["Q4_K_M"], "calibrate": "text"})
+    inputs = {"model": Artifact("pretrain", wide, "d"), "calibrate": Artifact("text", longer, "d")}
+    run(config, inputs, out)
+    assert matrix.read_bytes() == (tmp_path / "right").read_bytes()
 
 
 def test_types_that_need_one_are_refused_without_it(wide: Path, tmp_path: Path) -> None:

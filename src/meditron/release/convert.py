@@ -62,7 +62,7 @@ def convert(
         InputError: The model's files are damaged.
         ExportError: The written model differs from its source.
     """
-    to_gguf = out.suffix == ".gguf"
+    to_gguf = _is_gguf(out)
     _refuse_option_of_other_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
     if (Path(spec) / ADAPTER_CONFIG).is_file():
         return _convert_adapter(Path(spec), out, type, force=force)
@@ -90,7 +90,7 @@ def convert(
 
 def _convert_adapter(folder: Path, out: Path, type: FloatType | None, *, force: bool) -> dict[str, Any]:
     """Write the adapter of a finetune as a GGUF file; the finetune's model is in the folder above."""
-    if out.suffix != ".gguf" or type == "F16":
+    if not _is_gguf(out) or type == "F16":
         raise UsageError(
             f"{folder} is an adapter, which is converted to a GGUF file of type F32 only",
             hint="the folder above it has the merged model, in every other form",
@@ -117,6 +117,11 @@ def write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: b
         write_json(folder / "config.json", read_json(folder / "config.json") | {CHECK_KEY: "skipped"})
 
 
+def _is_gguf(out: Path) -> bool:
+    """Return whether an output is a GGUF file, by its suffix in upper or lower case."""
+    return out.suffix.lower() == ".gguf"
+
+
 def _refuse_option_of_other_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
     """Raise UsageError for a GGUF type with an HF folder, or for a dtype with a GGUF file."""
     if type_for_folder:
@@ -140,9 +145,9 @@ def _require_replaceable_output(out: Path, source: Path, *, force: bool) -> None
     # Replacing the source would delete it while it is read.
     if any(part.resolve().is_relative_to(out.resolve()) for part in existing_parts(source)):
         raise UsageError(f"{out} is the model itself, or contains it", hint="choose another output")
-    replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()
+    replaceable = out.is_file() if _is_gguf(out) else (out / "config.json").is_file()
     if not replaceable:
-        kind = "GGUF file" if out.suffix == ".gguf" else "model folder"
+        kind = "GGUF file" if _is_gguf(out) else "model folder"
         raise UsageError(f"{out} exists and is not a {kind}", hint="choose another output")
     if not force:
         raise UsageError(f"{out} already exists", hint="replace it with --force, or choose another output")

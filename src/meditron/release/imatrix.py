@@ -33,8 +33,10 @@ from meditron.store.files import atomic_write, translate_read_errors
 from meditron.store.models import ModelFiles, resolve_model
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Calibration", "compute_imatrix", "read_calibration"]
+__all__ = ["CHUNK_SIZE", "Calibration", "compute_imatrix", "read_calibration"]
 
+CHUNK_SIZE = 512
+"""Tokens of a chunk, if no other number is given."""
 _SAVE_SECONDS = 30.0
 _MIN_CHUNK = 16
 """Shortest chunk, in tokens: llama.cpp ignores shorter inputs."""
@@ -59,7 +61,7 @@ def compute_imatrix(
     text: Path,
     out: Path,
     *,
-    chunk_size: int = 512,
+    chunk_size: int = CHUNK_SIZE,
     max_chunks: int | None = None,
     force: bool = False,
 ) -> dict[str, Any]:

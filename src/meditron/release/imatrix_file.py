@@ -29,8 +29,8 @@ from meditron.store.models import ModelFiles
 __all__ = ["TEXT_SHA256_KEY", "ImportanceMatrix", "model_digest", "read_imatrix", "write_imatrix"]
 
 TEXT_SHA256_KEY = "meditron.imatrix.text_sha256"
-_MODEL_DIGEST_KEY = "meditron.imatrix.model_digest"
 """Metadata key of the SHA-256 of the calibration text."""
+_MODEL_DIGEST_KEY = "meditron.imatrix.model_digest"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_ENTRIES, _MAX_NAME = 1 << 16, 4096

@@ -165,18 +165,24 @@ def _calibrated(spec: str, options: QuantizeOptions, path: Path, *, force: bool)
 
 
 def _is_matrix_of(path: Path, spec: str, text: Path, *, force: bool) -> bool:
-    """Return whether an importance matrix is of this model and text; without `force` another is an error."""
+    """Return whether a matrix is of this model and the whole text; without `force` another is an error."""
     try:
         matrix = read_imatrix(path)
     except InputError:
         if force:
             return False
         raise
-    if (matrix.text_sha256, matrix.model_digest) == (sha256_file(text), model_digest(resolve_model(spec))):
-        return True
+    files = resolve_model(spec)
+    if (matrix.text_sha256, matrix.model_digest) == (sha256_file(text), model_digest(files)):
+        from meditron.release.imatrix import CHUNK_SIZE, read_calibration  # needs torch
+
+        # `meditron imatrix` may have read a part of the text only, or in other chunks.
+        calibration = read_calibration(text, model_tokenizer(files), CHUNK_SIZE, None)
+        if (matrix.chunks, matrix.chunk_size) == (len(calibration.chunks), CHUNK_SIZE):
+            return True
     if not force:
         raise UsageError(
-            f"{path} is of another text or model than {text} and {spec}",
+            f"{path} is of another text or model than {text} and {spec}, or of other chunks",
             hint="use it with --imatrix, replace it with --force, or choose another --out",
         )
     return False

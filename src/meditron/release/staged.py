@@ -11,7 +11,7 @@ __all__ = ["replace_when_complete"]
 # Files of an old model that would otherwise be read together with the files of the new model, or be taken for
 # a description of it.
 _STALE = (
-    *("README.md", "SHA256SUMS", "model.sig"),
+    *("README.md", "SHA256SUMS", "*.sig"),
     "*.safetensors",
     "*.safetensors.index.json",
     "added_tokens.json",
