@@ -87,10 +87,8 @@ EIGHT = [
 # The others differ from these in the schedule of the pipeline, which float64 shows better.
 ALSO_IN_FLOAT32 = EIGHT[:7]
 RUNS = [(case, "float64") for case in EIGHT] + [(case, "float32") for case in ALSO_IN_FLOAT32]
-# Largest difference of a loss, and in float64 of a weight, after all steps.
-# float64 proves that a layout is equal. In float32 the roundings of ten steps add up, most on CPUs with
-# AVX-512: 1.03e-5 was measured, 6.3e-6 with AVX2.
-BOUNDS = {"float64": 1e-9, "float32": 2e-5}
+# Largest difference of a loss, and in float64 of a weight, from one process in float64 after all steps.
+BOUNDS = {"float64": 1e-9, "float32": 1e-5}  # in float32, 7.5e-6 was measured: the rounding of ten steps
 # Layouts that a checkpoint of dp2 × tp2 × pp2 opens in.
 OTHERS = [{}, {"tp": 2}, {"dp_shard": 2, "pp": 2}, {"dp_shard": 4}]
 
@@ -182,8 +180,8 @@ def heldout_loss(state):
     return sharded_heldout_loss(state, {"text": [state.dataset[k] for k in range(5)]})["text"]
 
 
-def one_process(models, model, dtype):
-    state = make_state(models, Case(model, {}), dtype, build_layout(ParallelConfig(), World(), CPU))
+def one_process(models, model):
+    state = make_state(models, Case(model, {}), "float64", build_layout(ParallelConfig(), World(), CPU))
     return figures(state), (heldout_loss(state), whole_parameters(state))
 
 
@@ -195,14 +193,15 @@ def results_by_rank(models):
 
 @pytest.fixture(scope="module")
 def references(models):
-    return {(model, dtype): one_process(models, model, dtype) for model in MODELS for dtype in BOUNDS}
+    """One process in float64, also for float32: two courses in float32 have two roundings, not one."""
+    return {model: one_process(models, model) for model in MODELS}
 
 
 @pytest.mark.timeout(800)
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_every_layout_trains_as_one_process(results_by_rank, references, case, dtype):
     bound = BOUNDS[dtype]
-    expected, (heldout, parameters) = references[case.model, dtype]
+    expected, (heldout, parameters) = references[case.model]
     for results in results_by_rank:  # every rank knows the loss and the norm of the whole batch
         measured = results[case, dtype][0]
         assert len(measured) == STEPS

@@ -79,28 +79,24 @@ def generate(
     text = _read_stdin() if prompt == STDIN else prompt
     info(DISCLAIMER)
     open_engine = partial(load_generator, model, dtype=dtype, backend=engine, context=context)
+    arguments = sampling.generate_arguments
     if jsonl is not None:
-        settings = {
-            **{name.replace("_", "-"): value for name, value in sampling.generate_arguments.items()},
-            **{"raw": raw, "engine": engine, "dtype": dtype, "context": context},
-        }
+        other_settings = {"raw": raw, "engine": engine, "dtype": dtype, "context": context}
         failed = answer_all_prompts(
             jsonl,
             out,
-            origin=lambda: _origin(model, settings),
+            origin=lambda: _origin(model, sampling, other_settings),
             open_engine=open_engine,
-            answer=lambda loaded, line: loaded.generate(
-                line, raw=raw, **sampling.generate_arguments
-            ).finish(),
+            answer=lambda loaded, line: loaded.generate(line, raw=raw, **arguments).finish(),
         )
         return int(failed > 0)
     with open_engine() as loaded:
         assert text is not None  # noqa: S101  # `_check_usage`: there is a prompt or a file
-        _print_reply(loaded.generate(text, raw=raw, **sampling.generate_arguments), as_json=as_json)
+        _print_reply(loaded.generate(text, raw=raw, **arguments), as_json=as_json)
     return 0
 
 
-def _origin(model: str, settings: dict[str, Any]) -> "Origin":
+def _origin(model: str, sampling: SamplingConfig, other_settings: dict[str, Any]) -> "Origin":
     """Return the identity of a model, by its files or its address, with the settings; loads no weights."""
     from meditron.cli.batch import Origin
     from meditron.core.redaction import public_address
@@ -109,6 +105,8 @@ def _origin(model: str, settings: dict[str, Any]) -> "Origin":
     from meditron.store.manifest import Artifact, fingerprint
     from meditron.store.models import resolve_model
 
+    flags = {name.replace("_", "-"): value for name, value in sampling.generate_arguments.items()}
+    settings = flags | other_settings
     if model.startswith(API_SCHEME):
         address = public_address(model.removeprefix(API_SCHEME))
         return Origin(API_SCHEME + address, fingerprint({"api": address}), settings)

@@ -32,6 +32,7 @@ __all__ = [
     "accuracy_difference",
     "compare_results",
     "count_truncated",
+    "no_differences_error",
     "result_differences",
     "setting_differences",
 ]
@@ -86,30 +87,39 @@ def compare_results(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -
             the common ones were measured with different settings.
         InputError: a document's text, a question, or a prompt differs between the results.
     """
-    return adjust_p_values(result_differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
+    a_rows, b_rows = open_result(a), open_result(b)
+    differences = result_differences(a_rows, b_rows, seed=seed, resamples=resamples)
+    if not differences:
+        raise no_differences_error(a_rows, b_rows)
+    return adjust_p_values(differences)
 
 
 def result_differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:
-    """Compute the differences b − a of opened results; see `compare_results` for the errors."""
-    comparisons = [
+    """Compute the differences b − a of opened results: none if too few documents and questions are in both.
+
+    See `compare_results` for the other errors.
+    """
+    return [
         *_document_differences(a, b, seed, resamples),
         *_question_differences(a, b, seed, resamples),
     ]
-    if not comparisons:
-        if cut := _count_cut_differently(a, b):
-            raise UsageError(
-                f"{a.name} and {b.name}: {format_count(cut, 'documents')} in both cannot be compared, "
-                "because the tokenizers differ, so that documents are truncated at different places; too few "
-                "are left for a paired difference",
-                hint="evaluate both with a document_tokens that truncates fewer documents",
-            )
-        common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
-        raise UsageError(
-            f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
-            f"{b.row_count}) for a paired difference",
-            hint="evaluate both on the same corpus and tasks",
+
+
+def no_differences_error(a: ResultRows, b: ResultRows) -> UsageError:
+    """Return the error that says why two results have no differences."""
+    if cut := _count_cut_differently(a, b):
+        return UsageError(
+            f"{a.name} and {b.name}: {format_count(cut, 'documents')} in both cannot be compared, because "
+            "the tokenizers differ, so that documents are truncated at different places; too few are left "
+            "for a paired difference",
+            hint="evaluate both with a document_tokens that truncates fewer documents",
         )
-    return comparisons
+    common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
+    return UsageError(
+        f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
+        f"{b.row_count}) for a paired difference",
+        hint="evaluate both on the same corpus and tasks",
+    )
 
 
 def _count_cut_differently(a: ResultRows, b: ResultRows) -> int:

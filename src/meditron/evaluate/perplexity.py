@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from meditron.core.console import warn
-from meditron.core.errors import UsageError
 from meditron.core.statistics import MAX_EXPONENT, bootstrap_ratio, finite_exp
-from meditron.evaluate.compare import result_differences
+from meditron.evaluate.compare import no_differences_error, result_differences
 from meditron.evaluate.config import EvalOptions, ModelPair
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
@@ -176,12 +175,12 @@ def compare_pairs(
     }
     comparisons: list[Comparison] = []
     for pair in pairs:
-        try:
-            comparisons += result_differences(
-                results[pair.against], results[pair.model], seed=seed, resamples=resamples
-            )
-        except UsageError as error:
-            warn(f"no paired difference in perplexity: {error.message}")
+        against, model = results[pair.against], results[pair.model]
+        differences = result_differences(against, model, seed=seed, resamples=resamples)
+        if not differences:
+            reason = no_differences_error(against, model).message
+            warn(f"no paired difference in perplexity: {reason}")
+        comparisons += differences
     return comparisons
 
 

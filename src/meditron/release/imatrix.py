@@ -88,14 +88,11 @@ def compute_imatrix(
     """
     if chunk_size < _MIN_CHUNK or (max_chunks is not None and max_chunks < 1):
         raise UsageError(f"chunks need at least {_MIN_CHUNK} tokens, and at least one chunk is needed")
-    if out.exists() and not force:
-        raise UsageError(f"{out} already exists", hint="replace it with --force, or choose another output")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
+    _require_writable_output(out, force=force)
     started = time.monotonic()
-    files = resolve_model(spec)
+    files, partial_sums = resolve_model(spec), out.with_name(out.name + ".partial")
     calibration = read_calibration(text, model_tokenizer(files), chunk_size, max_chunks)
-    sums = _sum_over_chunks(files, calibration, out.with_name(out.name + ".partial"))
+    sums = _sum_over_chunks(files, calibration, partial_sums)
     tokens = len(calibration.chunks) * chunk_size
     matrix = ImportanceMatrix(
         {name: values.astype(np.float32) for name, values in sums.items()},
@@ -107,7 +104,7 @@ def compute_imatrix(
         model_digest(files),
     )
     write_imatrix(out, matrix)
-    out.with_name(out.name + ".partial").unlink(missing_ok=True)
+    partial_sums.unlink(missing_ok=True)
     return {
         "path": str(out),
         "chunks": matrix.chunks,
@@ -117,6 +114,14 @@ def compute_imatrix(
         "text_sha256": calibration.sha256,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _require_writable_output(out: Path, *, force: bool) -> None:
+    """Raise UsageError if `out` exists and `force` is false, or its folder does not exist."""
+    if out.exists() and not force:
+        raise UsageError(f"{out} already exists", hint="replace it with --force, or choose another output")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
 
 
 def read_calibration(
