@@ -322,6 +322,13 @@ def test_overrides_have_the_same_bounds(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+def test_a_stage_that_another_one_needs_is_named_if_the_recipe_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('base = "init:tiny"\n[evaluate]\nmodels = ["base"]\n')
+    (problem,) = run_recipe(load_recipe(path), dry_run=True).problems
+    assert problem.error.message == f"{path}:2: evaluate needs a [corpus] stage, and this recipe has none"
+
+
 def test_a_model_of_70_billion_parameters_is_estimated_without_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,11 +58,13 @@ def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> N
 @given(rows=st.lists(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=6),
                               min_size=3, max_size=3), min_size=1))  # fmt: skip
 def test_csv_is_csv(folder: Path, rows: list[list[str]]) -> None:
-    file = io.StringIO(newline="")
-    csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["question", "b", "c"], *rows])
-    result = list(read_source_rows(write(folder, "a.csv", file.getvalue())))
-    assert [list(row.fields.values()) for row in result] == rows
-    assert all(list(row.fields) == ["question", "b", "c"] for row in result)
+    for delimiter in ",;\t":
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, delimiter=delimiter)
+        writer.writerows([["question", "b", "c"], *rows])
+        result = list(read_source_rows(write(folder, "a.csv", file.getvalue())))
+        assert [list(row.fields.values()) for row in result] == rows
+        assert all(list(row.fields) == ["question", "b", "c"] for row in result)
 
 
 def test_compressed_alike(tmp_path: Path) -> None:

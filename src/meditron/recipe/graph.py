@@ -76,6 +76,13 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
             f"{nearest_word_hint(text, files)}",
             hint="paths are relative to the folder in which meditron runs",
         )
+    if text in recipe.kinds and not recipe.text.contains_value(spec.place, text):
+        # The recipe does not write the name: every stage of this kind reads that stage.
+        where = recipe.text.location_of(spec.place)
+        raise RecipeError(
+            f"{where}: {spec.name} needs a [{text}] stage, and this recipe has none",
+            hint=f"add [{text}], or run the step alone: meditron {spec.place[0]} --help",
+        )
     names = ("base", *recipe.stages)
     raise RecipeError(
         f"{_reference_with_place(recipe, spec, text)}, which is neither a stage of this recipe nor a file"

@@ -151,7 +151,7 @@ def read_calibration(
     start = tokenizer.special.bos if tokenizer.adds_bos else None
     count = len(ids) // chunk_size if max_chunks is None else min(len(ids) // chunk_size, max_chunks)
     if count < 1:
-        hint = "use a longer text, or a smaller --chunk-size"
+        hint = "use a longer text, or meditron imatrix with a smaller --chunk-size"
         raise InputError(path, f"has {len(ids):,} tokens; a chunk has {chunk_size}", hint=hint)
     chunks = [ids[place * chunk_size : (place + 1) * chunk_size] for place in range(count)]
     if start is not None:

@@ -101,7 +101,7 @@ def refuse_existing(paths: Sequence[Path]) -> None:
         if os.path.lexists(path):
             raise UsageError(
                 f"{path}: exists, and is never overwritten",
-                hint="remove it, or choose another name with --out",
+                hint="remove it, or choose another name",
             )
 
 
@@ -125,7 +125,7 @@ def create_new_files(paths: Sequence[Path], nbytes: int, bar: Bar) -> Iterator[l
     if (free := shutil.disk_usage(folder).free) < nbytes:
         raise StorageError(
             f"{folder}: needs {format_bytes(nbytes)}, but only {format_bytes(free)} are free",
-            hint="free some space, or choose another folder with --out",
+            hint="free some space, or choose another folder",
         )
     files = [NewFile(path, bar) for path in paths]
     try:

@@ -1,8 +1,8 @@
 """Reading of question files (JSON lines, JSON, CSV or Parquet) as rows with their places.
 
 A JSON file is an array of objects, one object that maps ids to objects, or one that maps names of columns to
-them. A CSV file has a header. Files
-without one are read if they have MMLU's columns: the question, up to ten options, the letter of the answer.
+them. A CSV file has a header, and commas, semicolons or tabs between its cells. Files without a header are
+read if they have MMLU's columns: the question, up to ten options, the letter of the answer.
 """
 
 import csv
@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
 
 
 def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     column_names: list[str] = []
     number, line = 0, 0
     try:
@@ -188,6 +189,20 @@ def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:
             yield SourceRow(fields=dict(zip(column_names, cells, strict=True)), id=str(number), place=place)
     except csv.Error as error:
         raise InputError(path, f"not CSV: {error}", place=f"line {reader.line_num}") from error
+
+
+def _delimiter(text: str) -> str:
+    """Return a semicolon or a tab if a comma does not divide the first row but it does; else a comma.
+
+    Spreadsheets write semicolons where the comma is the decimal sign.
+    """
+
+    def columns(delimiter: str) -> int:
+        with suppress(csv.Error):  # which reading the file reports, with its line
+            return len(next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), ()))
+        return 0
+
+    return "," if columns(",") > 1 else max(",;\t", key=columns)
 
 
 def _refuse_equal_column_names(path: Path, column_names: list[str], place: str) -> None:
