@@ -189,9 +189,68 @@ def test_a_word_before_a_number_is_no_answer() -> None:
         ("There is no doubt that the answer is B.", 1),
         ("The answer is D, not A.", 3),
         ("C. Clopidogrel. It is not an anticoagulant.", 2),
+        ("Nobody would choose A.", None),
+        ("It is a mistake to choose A.", None),
+        ("I doubt that the answer is A.", None),
+        ("It is not true that the answer is A.", None),
+        ("The answer is not likely to be A.", None),
+        ("The option that is not correct is C.", None),
+        ("Rather than choose A, select B.", 1),
     ],
 )
 def test_a_negated_option_is_no_answer(text: str, option: int | None) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == option
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("The best treatment for a patient who is not responding to aspirin is metformin.", 1),
+        ("In a patient with no contraindications the correct answer is B.", 1),
+        ("The correct answer, if she is not pregnant, is B.", 1),
+        ("The answer for a patient who is not pregnant must be B.", 1),
+        ("As she is not pregnant the answer is B.", 1),
+        ("With no fever, choose B.", 1),
+        ("Instead of aspirin, select B.", 1),
+        ("Options A and B are wrong, leaving the answer: C.", 2),
+        ("After ruling out the incorrect options the answer is C.", 2),
+        ("The best answer for which drug is not an anticoagulant is D.", 3),
+        ("The answer for the drug to avoid is B.", 1),
+        ("I do not doubt that the answer is B.", 1),
+        ("B, not C, is the correct answer.", 1),
+        ("B. Metformin, which does not cause hypoglycaemia, is the correct answer.", 1),
+    ],
+)
+def test_a_negation_of_something_else_does_not_hide_an_answer(text: str, option: int) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == option
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The groups did not differ, indicating that the answer is no.",
+        "We found no significant difference, suggesting the answer is no.",
+        "There was no significant difference (Answer: no).",
+        "As there is no evidence the answer is no.",
+    ],
+)
+def test_a_finding_of_no_difference_does_not_hide_the_answer_no(text: str) -> None:
+    assert extract_answer(text, options=WORDS, answers=WORDS) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("B lowers glucose, but C is the correct answer.", 2),
+        ("B is wrong, C is the correct answer.", 2),
+        ("Therefore, C is the correct answer.", 2),
+        ("I do not think that C is the best choice.", None),
+        ("If C is the correct answer, B is not.", None),
+        ("So is B or is C the answer? Whether C is the correct answer is unclear.", None),
+        ("Metformin lowers glucose and B or C is the correct answer.", None),
+    ],
+)
+def test_praise_is_for_the_option_before_it(text: str, option: int | None) -> None:
     assert extract_answer(text, options=DRUGS, answers=LETTERS) == option
 
 

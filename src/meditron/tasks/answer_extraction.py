@@ -20,7 +20,7 @@ from string import ascii_uppercase
 
 __all__ = ["PARSER_VERSION", "extract_answer"]
 
-PARSER_VERSION = 4
+PARSER_VERSION = 5
 """Version of the rules, increased whenever a text can get another answer."""
 
 _REASONING, _REASONING_END = "<think>", "</think>"
@@ -32,6 +32,8 @@ _BEFORE_NOUN = r"[*_\"'“‘(\[<>≥≤~≈±$]*\s*"
 _CLOSING = r"[*_)\]\"'”’` ]*"
 # Words between a copula and an option: `is indeed a **circular rash**`.
 _FILLERS = r"(?:(?:indeed|therefore|most\slikely|probably|likely|clearly|the|an?)\s+|option\s+|choice\s+)*"
+# `which of A or B is the correct answer`, `if A is the correct answer`
+_NOT_ASKED = r"(?i:(?<!\bor\s)(?<!\band\s)(?<!\bif\s)(?<!\bwhether\s)(?<!\bwhy\s)(?<!\bthan\s)(?<!/))"
 _NEXT_LINE = re.compile(r"[^\n]*\n\s*(?P<letter>[A-Z])(?:[.):]|\s*\Z)")
 _ANSWER = (
     r"(?:(?<!which\s)(?<!what\s)\b(?:answer|option|choice)\b"
@@ -47,24 +49,28 @@ _NOT_DETERMINER = r"(?!(?<=\b[Nn]o)\s+(?:clear|evidence|longer|simple|single|suc
 _PRAISE = (
     r"\b(?:is|are)\s+(?:indeed\s+)?(?:the\s+)?(?:correct|right|best|most\s(?:likely|appropriate|common))\b"
 )
-_NEGATION = re.compile(
-    r"\b(?:not|cannot|never|neither|nor|none|nothing|nobody|unlikely|impossible|hardly|wrong|incorrect|mistake"
-    r"|avoid|refuse|doubtful|(?:I|we)\s+doubt|rather\s+than|instead\s+of|no(?!\s+(?:doubt|question)\b)"
-    r"|(?:ca|do|does|did|is|are|was|wo|would|should|could|must)n['’]?t)\b",
-    re.IGNORECASE,
+# A negation counts only where it denies the statement itself: next to it, or with nothing but these words
+# between. In `the groups did not differ, so the answer is no` it says something else.
+_NEGATION = (
+    r"(?:\b(?:not|cannot|never|hardly|unlikely|impossible|wrong|incorrect|mistake|nobody|no\s+one|avoid|refuse"
+    r"|rather\s+than|instead\s+of|no\s+(?:reason|need|point|sense|way)"
+    r"|(?<!\bno\s)(?<!\bnot\s)(?<!n['’]t\s)doubt(?:ful)?)|n['’]t)\b"
 )
-_SUBJECT = (
-    r"(?:it['’]s|I|we|you|one|it|he|she|they|the|this|that|these|my|our"
-    r"|answer|option|choice|best|correct|most)"
+_BETWEEN = (
+    r"(?:think|believe|say|claim|conclude|agree|accept|assume|suggest|mean|imply|follow|sure|certain|convinced"
+    r"|clear|confident|true|likely|possible|possibly|appropriate|reasonable|advisable|wise|right|correct|case"
+    r"|good|idea|need|want|wish|have|be|inclined|able|allowed|recommend(?:ed)?|advised?|expected|going|ever"
+    r"|simply|just|really|to|that|the|an?|my|your|our|final|best|most|one|in|for|why|I|we|you|us|would|should|or|[a-j])"
 )
-# Where a negation ends: `It is not A, the answer is B`. A comma alone does not end it: `I would not, however,
-# choose A`.
-_CLAUSE_START = re.compile(
-    r"[.?!;:](?!\d)|\n|=>|[→⇒]|\b(?:but|because|although|though|therefore|thus|hence|(?<!no\s)means)\b"
-    rf"|(?:[,—–]|\b(?:so|and|since|then|if|while|however)\b,?)\s*{_SUBJECT}\b"
-    r"|\b(?:so|then)\s+(?:choose|select|pick|go\swith)\b",
-    re.IGNORECASE,
+_DENIED_BEFORE = re.compile(
+    rf"{_NEGATION}(?:\s*,[^,.;:\n]{{0,80}},)?(?:\s+{_BETWEEN}\b)*[\s*_\"'“‘(\[{{$]*\Z", re.IGNORECASE
 )
+_REACH = 200
+"""Characters before a statement in which a negation is searched for."""
+# `The answer cannot be A`, but not `the answer for a patient who is not pregnant must be A`.
+_COPULA = re.compile(rf"\b(?P<verb>be|is|are|was)\b{_OPENING}{_FILLERS}{_OPENING}\Z", re.IGNORECASE)
+# `The option that is not correct is A`.
+_NOT_CORRECT = re.compile(r"(?:\bnot|n['’]t)\s+(?:correct|right|true)[\s,]*\Z", re.IGNORECASE)
 # `Answer: A is not correct`. On a line of its own, only a judgement denies an option: `C. Melanoma is not
 # benign` is an explanation.
 _DENIED = re.compile(
@@ -77,8 +83,6 @@ _DENIED_LINE = re.compile(
     r"|(?:(?:is|are|was)(?:\s+not|n['’]t)|cannot\s+be)\s+(?:the\s+)?(?:correct|right|best|answer|most))\b",
     re.IGNORECASE,
 )
-_REACH = 200
-"""Characters before a statement in which a negation is searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +161,13 @@ def _goes_on(text: str, match: re.Match[str], patterns: _Patterns) -> bool:
 def _is_negated(text: str, match: re.Match[str]) -> bool:
     """Return True if a statement denies its option: `cannot be A`, `do not choose A`, `A is not`."""
     start, end = match.span("option")
-    if _DENIED.match(text, end) or _NEGATION.search(text, end, match.end()):
+    if _DENIED.match(text, end) or _DENIED_BEFORE.search(text, max(0, match.start() - _REACH), match.start()):
         return True
-    before = re.sub(r"[\W_]+\Z", "", text[max(0, match.start() - _REACH) : start])
-    clause = 0
-    for boundary in _CLAUSE_START.finditer(before):
-        clause = boundary.end()
-    return _NEGATION.search(before, clause) is not None
+    copula = _COPULA.search(text, match.start(), start)
+    if copula is None:
+        return False
+    denied = _DENIED_BEFORE if copula["verb"].lower() == "be" else _NOT_CORRECT
+    return denied.search(text, match.start(), copula.start()) is not None
 
 
 def _normalize(option: str) -> str:
@@ -194,18 +198,23 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
         noun = rf"(?<=A)[ \t]+(?!{_OPENING}(?:(?i:{own})(?!\w)|is\b|because\b)){_BEFORE_NOUN}\w"
         praised = rf"(?P<option>(?:{letter})(?!{noun})|{text})"
         first = praised + r"(?!\s+[^\W\d_])"
-        option, line = rf"(?P<option>{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
+        either, line = rf"(?:{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
         following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
     else:
-        option = line = praised = rf"(?P<option>{text})"
-        first, line = option + r"(?!\s+\w)", line + r"(?=\W*$)"
+        either, praised = rf"(?:{text})", rf"(?P<option>{text})"
+        first, line = praised + r"(?!\s+\w)", praised + r"(?=\W*$)"
         following = rf"\W*(?i:,|/|&|or|and)\s*(?:{text})"
+    option = rf"(?P<option>{either})"
     after_cue = rf"{_OPENING}(?i:{_FILLERS}){_OPENING}{option}"
+    # The praise is for the option directly before it: `B lowers fever, but C is the correct answer`.
+    between = rf"(?:(?!(?<!\w){either}{_CLOSING}(?i:{_PRAISE}))[^.\n?]){{0,150}}?"
+    best = rf"(?i:{_PRAISE}\s+(?:answer|option|choice)\b)(?![^.\n]*\?)"
     return _Patterns(
         answers=(
             re.compile(rf"(?i:{_ANSWER}){after_cue}"),
             re.compile(rf"\\boxed\{{(?:\\(?:text|textbf|mathrm|mathbf)\{{)*\(?{option}"),
-            re.compile(rf"^\W*(?i:option\s+)?{praised}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
+            re.compile(rf"^\W*(?i:option\s+)?{praised}(?:\W|$){between}(?i:{_PRAISE})", re.MULTILINE),
+            re.compile(rf"(?<!\w){_NOT_ASKED}{option}{_CLOSING}{best}"),
         ),
         conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),
         # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`.
