@@ -166,7 +166,7 @@ def test_default_engine_settings_of_another_machine_are_refused_when_the_model_i
     out = tmp_path / "answers.jsonl"
     words = ("generate", model, "--jsonl", two_prompts, "--out", out, "--max-tokens", "4")
     assert meditron(*words, "--dtype", "bfloat16").code == 0
-    before = out.read_bytes().splitlines(keepends=True)[0]
+    before = out.read_bytes().splitlines(keepends=True)[0] + b'{"id": "b", "error": "the engine ended"}\n'
     out.write_bytes(before)
     said = meditron(*words)
     assert said.code == 2
@@ -303,6 +303,17 @@ def test_a_pipe_is_only_written_to_and_other_files_are_not_changed(
     meditron(*words, link)
     assert link.is_symlink()
     assert real.read_text(encoding="utf-8").startswith(whole + "\n")
+
+
+def test_a_file_with_a_repeated_id_is_resumed(meditron: Command, model: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "prompt": "Sepsis"}\n{"id": "a", "prompt": "Asthma"}\n', encoding="utf-8")
+    words = ("generate", model, "--jsonl", path, "--out", out, "--max-tokens", "2")
+    assert meditron(*words).code == 1
+    before = rows(out.read_text(encoding="utf-8"))
+    assert "on an earlier line too" in before[1]["error"]
+    assert meditron(*words).code == 1
+    assert rows(out.read_text(encoding="utf-8")) == before
 
 
 def test_repeated_ids_and_ids_that_are_not_json_are_errors(

@@ -129,7 +129,6 @@ def test_rows_of_a_finetune_show_roles_and_the_spans_in_the_loss(meditron: Comma
     assert re.search(r"q1: train, \d+ tokens, \d+ in the loss", result)
     assert "‹assistant›⟦Aspirin.<|im_end|>⟧" in result
     assert "‹assistant›<|im_start|>answer⏎" in result
-    assert "‹assistant›⟦Aspirin.<|im_end|>⟧" in result
     assert "\x1b" not in result
     assert "nothing" not in meditron("inspect", learned / "rows.jsonl.zst", "--grep", "nothing").out
 

@@ -58,6 +58,8 @@ class _Output:
     write_line: Callable[[str], None]
     answered: Mapping[str, str]
     """Key of an id that has an answer → hash of its prompt."""
+    remove_errors: Callable[[], None] = lambda: None
+    """Rewrites the output without the lines of errors and without an incomplete last line."""
     rows: tuple[dict[str, Any], ...] = ()
     """The answers' lines without their texts."""
     origin: Origin | None = None
@@ -102,6 +104,7 @@ def answer_all_prompts(
         output = _open_output(out, closing, origin, lambda answered: _check_file(source, out, answered))
         prompts = _line_count(source)
         if _all_answered(source, output.answered):
+            output.remove_errors()
             closing.enter_context(progress("generate", prompts, "prompts", start=len(output.answered)))
             return 0
         engine = closing.enter_context(open_engine())
@@ -109,6 +112,7 @@ def answer_all_prompts(
             origin_now = output.origin.resolve(engine)
             _check_origin(out, output.rows, origin_now)
             output = replace(output, origin=origin_now)
+        output.remove_errors()
         bar = closing.enter_context(progress("generate", prompts, "prompts", start=len(output.answered)))
         for number, line in _numbered_lines(source):
             row = _answer_line(source, out, number, line, partial(answer, engine), output, seen_ids)
@@ -145,10 +149,19 @@ def _open_output(
     _check_origin(out, rows, now)
     answered = {_id_key(row["id"]): str(row["prompt_sha256"]) for row in rows}
     check_prompts(answered)
-    if list(answers.values()) != file.lines or file.incomplete_line:
-        file.replace_content(line + b"\n" for line in answers.values())
     file.append((), durable=False)  # a file that cannot be written is reported before the first answer
-    return _Output(lambda line: file.append([_encode_line(line)], durable=False), answered, tuple(rows), now)
+
+    def remove_errors() -> None:
+        if list(answers.values()) != file.lines or file.incomplete_line:
+            file.replace_content(line + b"\n" for line in answers.values())
+
+    return _Output(
+        lambda line: file.append([_encode_line(line)], durable=False),
+        answered,
+        remove_errors,
+        tuple(rows),
+        now,
+    )
 
 
 def _check_origin(out: Path, rows: Iterable[Mapping[str, Any]], now: Origin) -> None:
@@ -184,10 +197,14 @@ def _check_file(source: str, out: Path | None, answered: Mapping[str, str]) -> N
     """Raise UsageError if a prompt was changed after it was answered; stdin is checked while it is read."""
     if out is None or not answered or not _is_file(source):
         return
+    seen: set[str] = set()
     for number, line in _numbered_lines(source):
         with suppress(InputError):
             row = _parse_row(source, number, line)
-            _was_answered(out, row.get("id", number), row, answered)
+            row_id = row.get("id", number)
+            if _id_key(row_id) not in seen:  # a repeated id is an error of its own line
+                _was_answered(out, row_id, row, answered)
+            seen.add(_id_key(row_id))
 
 
 def _was_answered(
@@ -222,7 +239,7 @@ def _all_answered(source: str, answered: Mapping[str, str]) -> bool:
 def _prompt_hash(row: Mapping[str, Any]) -> str:
     # In ASCII, because a prompt may contain lone surrogates.
     content = json.dumps([row.get("prompt"), row.get("messages")], sort_keys=True)
-    return short_hash(hashlib.sha256(content.encode()).hexdigest())
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _print_line(line: str) -> None:
