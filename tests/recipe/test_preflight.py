@@ -322,11 +322,29 @@ def test_overrides_have_the_same_bounds(tmp_path: Path) -> None:
         load_recipe(path)
 
 
-def test_a_stage_that_another_one_needs_is_named_if_the_recipe_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("table", "message", "hint"),
+    [
+        (
+            '[evaluate]\nmodels = ["base"]',
+            "evaluate: needs the stage [corpus], and this recipe has none",
+            "add",
+        ),
+        (
+            "[quantize]",
+            "quantize: `on` is 'pretrain' by default, and this recipe has none",
+            'on = "…": one of base',
+        ),
+    ],
+)
+def test_a_stage_that_the_recipe_does_not_write_is_named_with_what_needs_it(
+    tmp_path: Path, table: str, message: str, hint: str
+) -> None:
     path = tmp_path / "x.toml"
-    path.write_text('base = "init:tiny"\n[evaluate]\nmodels = ["base"]\n')
+    path.write_text(f'base = "init:tiny"\n{table}\n')
     (problem,) = run_recipe(load_recipe(path), dry_run=True).problems
-    assert problem.error.message == f"{path}:2: evaluate needs a [corpus] stage, and this recipe has none"
+    assert problem.error.message == f"{path}:2: {message}"
+    assert hint in str(problem.error.hint)
 
 
 def test_a_model_of_70_billion_parameters_is_estimated_without_its_files(

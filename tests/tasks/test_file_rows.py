@@ -67,6 +67,17 @@ def test_csv_is_csv(folder: Path, rows: list[list[str]]) -> None:
         assert all(list(row.fields) == ["question", "b", "c"] for row in result)
 
 
+def test_files_with_semicolons_and_commas_in_questions(tmp_path: Path) -> None:
+    path = tmp_path / "anatomy_test.csv"
+    path.write_text("Which, if any?;w;x,;y;z;A\nWhat?;w;x;y;z;B\n", encoding="utf-8")
+    first, second = read_source_rows(path)
+    assert (first.fields["question"], first.fields["B"], second.fields["answer"]) == (
+        "Which, if any?",
+        "x,",
+        "B",
+    )
+
+
 def test_compressed_alike(tmp_path: Path) -> None:
     data = b'{"question": "Why?", "gold": 0}\n'
     packed = {"gz": gzip.compress(data), "bz2": bz2.compress(data), "zst": zstandard.compress(data)}

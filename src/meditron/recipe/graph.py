@@ -76,14 +76,17 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
             f"{nearest_word_hint(text, files)}",
             hint="paths are relative to the folder in which meditron runs",
         )
-    if text in recipe.kinds and not recipe.text.contains_value(spec.place, text):
-        # The recipe does not write the name: every stage of this kind reads that stage.
-        where = recipe.text.location_of(spec.place)
-        raise RecipeError(
-            f"{where}: {spec.name} needs a [{text}] stage, and this recipe has none",
-            hint=f"add [{text}], or run the step alone: meditron {spec.place[0]} --help",
-        )
     names = ("base", *recipe.stages)
+    if text in recipe.kinds and not recipe.text.contains_value(spec.place, text):
+        # A name that the recipe does not write: the default of `on`, or a stage that this kind always reads.
+        default = getattr(spec.config, "on", None) == text
+        where = recipe.text.location_of(spec.place)
+        if default:
+            others = ", ".join(name for name in names if name != spec.name)
+            needs, hint = f"`on` is '{text}' by default", f'write on = "…": one of {others}'
+        else:
+            needs, hint = f"needs the stage [{text}]", f"add [{text}]"
+        raise RecipeError(f"{where}: {spec.name}: {needs}, and this recipe has none", hint=hint)
     raise RecipeError(
         f"{_reference_with_place(recipe, spec, text)}, which is neither a stage of this recipe nor a file"
         f"{nearest_word_hint(head, names)}",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -192,17 +193,17 @@ def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:
 
 
 def _delimiter(text: str) -> str:
-    """Return a semicolon or a tab if a comma does not divide the first row but it does; else a comma.
+    """Return the comma, semicolon or tab that divides the first two rows into equally many cells.
 
     Spreadsheets write semicolons where the comma is the decimal sign.
     """
-
-    def columns(delimiter: str) -> int:
+    for delimiter in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         with suppress(csv.Error):  # which reading the file reports, with its line
-            return len(next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), ()))
-        return 0
-
-    return "," if columns(",") > 1 else max(",;\t", key=columns)
+            sizes = {len(cells) for cells in islice(filter(None, rows), 2)}
+            if len(sizes) == 1 and sizes != {1}:
+                return delimiter
+    return ","
 
 
 def _refuse_equal_column_names(path: Path, column_names: list[str], place: str) -> None:
