@@ -105,6 +105,29 @@ def test_files_of_git_are_signed_and_those_that_the_hub_adds_are_not(folder: Pat
         (folder / name).unlink()
 
 
+@pytest.mark.parametrize("algorithm", ["sha256", "blake2"])
+def test_signatures_of_shards_and_of_other_hashes_verify(folder: Path, tmp_path: Path, algorithm: str):
+    from model_signing import hashing, signing
+
+    key, public = write_keys(tmp_path, "mine")
+    shards = hashing.Config().use_shard_serialization(hashing_algorithm=algorithm, shard_size=1000)
+    shards.set_ignored_paths(paths=["model.sig"], ignore_git_paths=False)
+    config = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(shards)
+    config.sign(folder, folder / "model.sig")
+    assert signature_state(folder, public) == ("verified", [])
+    with (folder / "m.gguf").open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"\x01")
+    assert signature_state(folder, public)[0] == "failed"
+
+
+def test_checksums_do_not_have_the_file_that_the_hub_adds(folder: Path, tmp_path: Path):
+    (folder / ".gitattributes").write_text("*.gguf filter=lfs")
+    sign(folder, write_keys(tmp_path, "mine")[0])
+    (folder / ".gitattributes").unlink()
+    assert verify(folder)["problems"] == []
+
+
 def test_every_part_of_a_split_model_needs_its_signature(folder: Path, tmp_path: Path):
     key, public = write_keys(tmp_path, "mine")
     parts = [Path(file["path"]) for file in split_gguf(folder / "m.gguf", 2500)["files"]]

@@ -5,9 +5,12 @@ beside it. The signature contains the SHA-256 of every file, so a changed, missi
 except for the files that the hub and its client add.
 """
 
+import base64
+import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from meditron.core.errors import InputError, MissingExtra, SourceError, UsageError
 from meditron.store.checksums import read_checksums, write_checksums
@@ -50,8 +53,7 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
     _require_library()
     from model_signing import verifying
 
-    # Without this the library ignores `.git`, `.github` and other paths, which may contain anything.
-    config = verifying.Config().set_hashing_config(_hashing_config(path))
+    config = verifying.Config()
     try:
         config.use_elliptic_key_verifier(public_key=_existing(key))
     except (ValueError, TypeError, AttributeError) as error:  # AttributeError for an RSA key
@@ -61,6 +63,8 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
     if signature.stat().st_size > _MAX_BYTES:
         return "failed", [f"{signature}: larger than {_MAX_BYTES:,} bytes"]
     try:
+        # By itself the library ignores `.git`, `.github` and other paths, which may contain anything.
+        config.set_hashing_config(_hashing_config(path, _serialization(signature)))
         # Files that the signature does not name are an error.
         config.verify(path, signature)
     # The library raises ValueError for a mismatch, and the exceptions of cryptography, JSON and protobuf for
@@ -103,7 +107,12 @@ def sign(path: Path, key: Path) -> Path:
         ) from error
     if path.is_dir() and not read_checksums(path):
         write_checksums(
-            path, {file.relative_to(path).as_posix(): sha256_file(file) for file in list_files(path)}
+            path,
+            {
+                file.relative_to(path).as_posix(): sha256_file(file)
+                for file in list_files(path)
+                if file.name not in _UNSIGNED
+            },
         )
     config.set_hashing_config(_hashing_config(path))
     try:
@@ -113,12 +122,33 @@ def sign(path: Path, key: Path) -> Path:
     return signature
 
 
-def _hashing_config(path: Path) -> "hashing.Config":
-    """Return which files of a folder are signed: all but the signature itself and `_UNSIGNED`."""
+def _hashing_config(path: Path, serialization: Mapping[str, Any] | None = None) -> "hashing.Config":
+    """Return which files of a folder are signed and how they are hashed: `serialization`, or as `sign` does.
+
+    All files are signed but the signature itself and `_UNSIGNED`.
+    """
     from model_signing import hashing
 
+    config = hashing.Config()
+    if serialization is not None:
+        # The library writes `blake2b` for what it calls `blake2`, and numbers as JSON does, with a point.
+        settings = {
+            "hashing_algorithm": serialization["hash_type"].replace("blake2b", "blake2"),
+            "allow_symlinks": serialization["allow_symlinks"],
+        }
+        if serialization["method"] == "shards":
+            config.use_shard_serialization(shard_size=int(serialization["shard_size"]), **settings)
+        else:
+            config.use_file_serialization(**settings)
     ignored = [_FOLDER_SIGNATURE, *_UNSIGNED] if path.is_dir() else []
-    return hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
+    return config.set_ignored_paths(paths=ignored, ignore_git_paths=False)
+
+
+def _serialization(signature: Path) -> Any:  # noqa: ANN401  # JSON
+    """Return how a signature says that the files were hashed; other programs sign shards of files."""
+    bundle = json.loads(signature.read_bytes())
+    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    return payload["predicate"]["serialization"]
 
 
 def _existing(key: Path) -> Path:
