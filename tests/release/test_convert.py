@@ -204,7 +204,14 @@ def test_force_leaves_no_description_of_the_old_model(tiny: Path, tied: Path, tm
     for name in ("README.md", "SHA256SUMS", "model.sig", "model.safetensors.sig"):
         (folder / name).write_text("of the old model")
     (folder / "notes.txt").write_text("the user's own")
+    (folder / "other.gguf.sig").write_text("signature of a file that stays")
+    file, signature = tmp_path / "model.gguf", tmp_path / "model.gguf.sig"
+    convert(str(tiny), file)
+    signature.write_text("of the old model")
     convert(str(tied), folder, force=True)
+    convert(str(tied), file, force=True)
+    assert not signature.exists()
+    assert (folder / "other.gguf.sig").is_file()
     left = {file.name for file in folder.iterdir() if file.read_bytes() == b"of the old model"}
     assert not left
     assert (folder / "notes.txt").is_file()

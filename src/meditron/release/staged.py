@@ -11,7 +11,7 @@ __all__ = ["replace_when_complete"]
 # Files of an old model that would otherwise be read together with the files of the new model, or be taken for
 # a description of it.
 _STALE = (
-    *("README.md", "SHA256SUMS", "*.sig"),
+    *("README.md", "SHA256SUMS", "model.sig"),
     "*.safetensors",
     "*.safetensors.index.json",
     "added_tokens.json",
@@ -41,6 +41,7 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
                 _replace_model_folder(path, temporary)
             else:
                 temporary.replace(path)
+                _remove_signature(path)
             fsync_path(path.parent)
     finally:
         remove_path(temporary)
@@ -55,6 +56,13 @@ def _replace_model_folder(folder: Path, new: Path) -> None:
         for file in folder.glob(pattern):
             if file.is_file() or file.is_symlink():
                 file.unlink()
+                _remove_signature(file)
     for file in sorted(new.iterdir(), key=lambda file: file.name == _CONFIG):
         file.replace(folder / file.name)
+        _remove_signature(folder / file.name)
     fsync_path(folder)
+
+
+def _remove_signature(file: Path) -> None:
+    """Remove the signature of a file that was replaced or removed."""
+    file.with_name(f"{file.name}.sig").unlink(missing_ok=True)
