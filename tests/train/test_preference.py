@@ -227,12 +227,13 @@ def test_a_cache_that_cannot_be_written_leaves_no_rank_waiting(pairs, tmp_path):
     assert read_json(tmp_path / "out" / "metrics.json")["ranks"] == 2
 
 
-def test_a_damaged_cache_is_computed_again(pairs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [None, b"[]", b"{}", b"[[0.5]]"])
+def test_a_damaged_cache_is_computed_again(pairs, tmp_path, monkeypatch, damaged):
     monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
     run(dpo_config(epochs=1), pairs, tmp_path / "out")
     (file,) = (tmp_path / "cache" / "reference-logprobs").iterdir()
     before = file.read_bytes()
-    file.write_bytes(before[:50])
+    file.write_bytes(before[:50] if damaged is None else damaged)
     run(dpo_config(epochs=1), pairs, tmp_path / "again")
     assert file.read_bytes() == before
 

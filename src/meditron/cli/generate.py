@@ -101,9 +101,8 @@ def _origin(model: str, sampling: SamplingConfig, other_settings: dict[str, Any]
     from meditron.cli.batch import Origin
     from meditron.core.redaction import public_address
     from meditron.engine import API_SCHEME
-    from meditron.evaluate.model import LocalModel
-    from meditron.store.manifest import Artifact, fingerprint
-    from meditron.store.models import resolve_model
+    from meditron.store.manifest import fingerprint
+    from meditron.store.models import model_digest, resolve_model
 
     flags = {name.replace("_", "-"): value for name, value in sampling.generate_arguments.items()}
     settings = flags | other_settings
@@ -111,7 +110,7 @@ def _origin(model: str, sampling: SamplingConfig, other_settings: dict[str, Any]
         address = public_address(model.removeprefix(API_SCHEME))
         return Origin(API_SCHEME + address, fingerprint({"api": address}), settings)
     files = resolve_model(model)
-    return Origin(files.spec, LocalModel(model, Artifact(model, files.path, ""), "").digest, settings)
+    return Origin(files.spec, model_digest(files), settings)
 
 
 def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> None:

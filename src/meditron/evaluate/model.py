@@ -16,12 +16,11 @@ from meditron.engine.base import API_SCHEME, Engine, Generates, GivesLogits, Sco
 from meditron.model.packed_format import packed_format_of
 from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
-from meditron.store.files import canonical_json, content_digest
+from meditron.store.files import canonical_json
 from meditron.store.gguf import GGUF
-from meditron.store.gguf_parts import existing_parts, gguf_digest
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
-from meditron.store.models import ModelFiles, resolve_model
+from meditron.store.models import ModelFiles, content_files, model_digest, resolve_model
 from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.finetune_templates import with_chat_template
 from meditron.text.prompt import render_conversation
@@ -37,12 +36,6 @@ RAW = "raw"
 """Name of the prompt form without a chat template."""
 _SERVER = "server"
 """Name of the prompt form in which a server applies its own chat template."""
-# Globs of the files in an HF folder that decide the model's output. Others, such as reports and manifests,
-# contain times and would change the digest.
-_MODEL_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *("*token*", "vocab*", "merges.txt", "*.jinja"),
-)
 
 
 class EvalModel:
@@ -286,25 +279,13 @@ class LocalModel(EvalModel):
 
     @cached_property
     def content_files(self) -> list[Path]:
-        """Local files that decide the model's output; empty for weights that are initialized from a seed."""
-        path = Path(self.model_files.path)
-        if self.model_files.kind == "hf":
-            return sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
-        if self.model_files.kind == "megatron":
-            return sorted(file for file in path.rglob("*") if file.is_file())
-        return existing_parts(path) if self.model_files.kind == "gguf" else []
+        """Local files that decide the model's output; see `store.models.content_files`."""
+        return content_files(self.model_files)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the model's files, and not of their manifest, which may be out of date."""
-        # Weights that are initialized from a seed have no files; their name includes the seed.
-        if self.model_files.kind == "init":
-            return hashlib.sha256(self.model_files.spec.encode()).hexdigest()
-        if self.model_files.kind == "gguf":
-            return gguf_digest(self.model_files.path)
-        return hashlib.sha256(
-            canonical_json([[file.name, content_digest(file)] for file in self.content_files])
-        ).hexdigest()
+        return model_digest(self.model_files)
 
     @cached_property
     def provenance(self) -> dict[str, str]:

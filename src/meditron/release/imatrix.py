@@ -28,9 +28,9 @@ from meditron.model.llama import Llama
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model
 from meditron.parallel.world import current_world, pick_device
-from meditron.release.imatrix_file import ImportanceMatrix, model_digest, write_imatrix
+from meditron.release.imatrix_file import ImportanceMatrix, write_imatrix
 from meditron.store.files import atomic_write, translate_read_errors
-from meditron.store.models import ModelFiles, resolve_model
+from meditron.store.models import ModelFiles, model_digest, resolve_model
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["CHUNK_SIZE", "Calibration", "compute_imatrix", "read_calibration"]
@@ -151,8 +151,7 @@ def read_calibration(
     start = tokenizer.special.bos if tokenizer.adds_bos else None
     count = len(ids) // chunk_size if max_chunks is None else min(len(ids) // chunk_size, max_chunks)
     if count < 1:
-        hint = "use a longer text, or meditron imatrix with a smaller --chunk-size"
-        raise InputError(path, f"has {len(ids):,} tokens; a chunk has {chunk_size}", hint=hint)
+        raise InputError(path, f"has {len(ids):,} tokens; a chunk has {chunk_size}", hint="use a longer text")
     chunks = [ids[place * chunk_size : (place + 1) * chunk_size] for place in range(count)]
     if start is not None:
         chunks = [[start, *chunk[1:]] for chunk in chunks]

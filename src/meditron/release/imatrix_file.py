@@ -10,7 +10,6 @@ i32 number of calls, i32 number of values, and the float32 values, which are mea
 i32 number of chunks, i32 length and bytes of the text's name. The last two are missing in the oldest files.
 """
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
-from meditron.store.files import content_digest, translate_read_errors
+from meditron.store.files import translate_read_errors
 from meditron.store.gguf import GGUF, write_gguf
-from meditron.store.gguf_parts import gguf_digest
-from meditron.store.models import ModelFiles
 
-__all__ = ["TEXT_SHA256_KEY", "ImportanceMatrix", "model_digest", "read_imatrix", "write_imatrix"]
+__all__ = ["TEXT_SHA256_KEY", "ImportanceMatrix", "read_imatrix", "write_imatrix"]
 
 TEXT_SHA256_KEY = "meditron.imatrix.text_sha256"
 """Metadata key of the SHA-256 of the calibration text."""
@@ -54,7 +51,7 @@ class ImportanceMatrix:
     text_sha256: str | None = None
     """SHA-256 of the calibration text, if the file was written by this package."""
     model_digest: str | None = None
-    """`model_digest` of the model, if the file was written by this package."""
+    """`store.models.model_digest` of the model, if the file was written by this package."""
 
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the mean squared inputs as llama.cpp's quantizer uses them, by GGUF name.
@@ -211,14 +208,3 @@ def _read_binary(path: Path) -> ImportanceMatrix:
     if not reader.ended():
         raise InputError(path, "has bytes after its end", place=f"byte {reader.at}")
     return ImportanceMatrix(sums, counts, datasets, chunks)
-
-
-def model_digest(files: ModelFiles) -> str:
-    """Return a digest that differs for other weights: an importance matrix is of one model."""
-    if files.kind == "init":
-        return files.spec
-    path = Path(files.path)
-    if path.is_file():
-        return gguf_digest(path)
-    digests = [content_digest(file) for file in sorted(path.rglob("*")) if file.is_file()]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -31,7 +31,7 @@ from meditron.release.check import ExportCheck, ExportError
 from meditron.release.check_logits import kl_divergence
 from meditron.release.convert import write_carried_files
 from meditron.release.gptqmodel_worker import Job
-from meditron.release.imatrix import Calibration, read_calibration
+from meditron.release.imatrix import CHUNK_SIZE, Calibration, read_calibration
 from meditron.release.memory import child_peak_bytes
 from meditron.release.naming import file_stem, model_name
 from meditron.release.packed_shape import describe_packed, require_fitting_shape
@@ -52,8 +52,8 @@ from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["PackedPlan", "plan_packed", "write_packed"]
 
-_CHUNK, _MAX_CHUNKS = 512, 128
-"""Tokens of a chunk of the calibration text, and the most chunks that are read."""
+_MAX_CHUNKS = 128
+"""Most chunks of the calibration text that are read."""
 _CHECK_TOKENS = 256
 _MOST_KL = {8: 0.5, 4: 3.0, 3: 5.0, 2: 8.0}
 """Bits → largest mean KL divergence of a written model, in nats per token: several times that of a model of
@@ -117,7 +117,7 @@ def plan_packed(
             raise UsageError(f"{path} exists and is not a model folder", hint="choose another --out")
         if path.exists() and files.kind != "init" and path.samefile(files.path):
             raise UsageError(f"{path} is the model itself", hint="choose another folder with --out")
-    chunk = min(_CHUNK, config.max_position_embeddings)
+    chunk = min(CHUNK_SIZE, config.max_position_embeddings)
     calibration = read_calibration(calibrate, model_tokenizer(files), chunk, _MAX_CHUNKS)
     return PackedPlan(files, config, calibration, paths, threads or usable_cores(), check)
 

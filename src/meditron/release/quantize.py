@@ -20,7 +20,7 @@ from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.file_plan import FilePlan, plan_files, planned_metadata
 from meditron.release.ggml import load_ggml
-from meditron.release.imatrix_file import model_digest, read_imatrix
+from meditron.release.imatrix_file import read_imatrix
 from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
@@ -36,7 +36,7 @@ from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
-from meditron.store.models import ModelFiles, resolve_model
+from meditron.store.models import ModelFiles, model_digest, resolve_model
 
 __all__ = [
     "DEFAULT_OPTIONS",

@@ -4,7 +4,8 @@ The recommended file is the smallest whose loss is acceptable: on every medical 
 is medical) the perplexity rises by at most 5 %, also at the upper end of its 95 % interval, and on no task is
 the accuracy significantly lower. A file that was not measured has the published rise of its type, and is only
 recommended if no measured file is acceptable. If no file is acceptable, it is the one whose rise is lowest at
-the upper end, provided that the rise of each is known; a single file must have been measured for that.
+the upper end, or none if the rise of one of the quantized files is not known. A single file that is not
+acceptable is recommended only if it was measured.
 """
 
 import math

@@ -1,5 +1,6 @@
 """Resolution of a MODEL argument, by which commands and recipes name a model, to the model's files."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,10 +10,18 @@ from typing import Literal
 from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL_GLOB, member_names, select_member
 from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_source, public_source
-from meditron.store.files import path_exists, translate_read_errors
-from meditron.store.gguf_parts import first_part, split_stem
+from meditron.store.files import canonical_json, content_digest, path_exists, translate_read_errors
+from meditron.store.gguf_parts import existing_parts, first_part, gguf_digest, split_stem
 
-__all__ = ["MEGATRON_TRACKER", "ModelFiles", "models_of_folder", "resolve_model", "split_selector"]
+__all__ = [
+    "MEGATRON_TRACKER",
+    "ModelFiles",
+    "content_files",
+    "model_digest",
+    "models_of_folder",
+    "resolve_model",
+    "split_selector",
+]
 
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 """File of a Megatron-LLM checkpoint that names its newest iteration."""
@@ -31,6 +40,35 @@ class ModelFiles:
     kind: Literal["hf", "gguf", "megatron", "init"]
     path: Path
     """The folder or the GGUF file; for `init`, which has no files, the spec itself."""
+
+
+# Globs of the files in an HF folder that decide the model's output. Others, such as reports and manifests,
+# contain times and would change the digest.
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*token*", "vocab*", "merges.txt", "*.jinja"),
+)
+
+
+def content_files(files: ModelFiles) -> list[Path]:
+    """Return the files that decide a model's output; none for weights that are initialized from a seed."""
+    path = Path(files.path)
+    if files.kind == "hf":
+        return sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
+    if files.kind == "megatron":
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return existing_parts(path) if files.kind == "gguf" else []
+
+
+def model_digest(files: ModelFiles) -> str:
+    """Return the SHA-256 of a model's files, and not of their manifest, which may be out of date."""
+    # Weights that are initialized from a seed have no files; their name includes the seed.
+    if files.kind == "init":
+        return hashlib.sha256(files.spec.encode()).hexdigest()
+    if files.kind == "gguf":
+        return gguf_digest(files.path)
+    digests = [[file.name, content_digest(file)] for file in content_files(files)]
+    return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def split_selector(text: str) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -379,8 +380,9 @@ def _fill_references(datasets: Sequence[PairDataset], state: TrainState, *, base
     samples = [data.pair(index) for data in datasets for index in range(len(data.pairs))]
     path = cache_folder() / "reference-logprobs" / f"{_cache_key(state, samples, base)}.json"
     # Only rank 0 looks, because another machine may have another cache.
-    known = RankGroup.of_job().gather(_read_cache(path) if state.layout.is_main else None)[0]
-    values = pair_logps(state, samples) if known is None else np.array(known)
+    cached = _read_cache(path, len(samples)) if state.layout.is_main else None
+    known = RankGroup.of_job().gather(cached)[0]
+    values = pair_logps(state, samples) if known is None else known
     if known is None and state.layout.is_main:
         try:
             write_json(path, values.tolist())
@@ -392,10 +394,13 @@ def _fill_references(datasets: Sequence[PairDataset], state: TrainState, *, base
         start += len(data.pairs)
 
 
-def _read_cache(path: Path) -> Any:  # noqa: ANN401  # any JSON value
+def _read_cache(path: Path, pairs: int) -> npt.NDArray[np.float64] | None:
+    """Return the cached log-probabilities of N pairs, (N, 2); None if there are none that can be used."""
     # A cache that cannot be read is like none: an error on rank 0 alone would leave the other ranks waiting.
-    with suppress(SourceError, InputError, OSError):
-        return read_json(path) if path.is_file() else None
+    with suppress(SourceError, InputError, OSError, ValueError, TypeError):
+        if path.is_file():
+            values = np.array(read_json(path), np.float64)
+            return values if values.shape == (pairs, 2) and np.isfinite(values).all() else None
     return None
 
 
