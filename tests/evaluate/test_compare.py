@@ -128,6 +128,24 @@ def test_too_few_common_documents_are_an_error(tmp_path: Path) -> None:
         compare_results(a, b)
 
 
+def test_results_without_a_common_task_name_their_tasks(tmp_path: Path) -> None:
+    one, two = answers("m", 1), answers("m", 2)
+    other = [row.model_copy(update={"task": "own"}) for row in two]
+    a, b = write(tmp_path / "a", one), write(tmp_path / "b", other)
+    with pytest.raises(UsageError, match=rf"no task in common: .* has {one[0].task}, .* has own"):
+        compare_results(a, b)
+
+
+def test_rows_of_other_data_beside_the_compared_ones_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = rows("other", B)
+    new = [row.model_copy(update={"cache_key": "new", "text_sha256": "f" * 64}) for row in old]
+    (result,) = compare_results(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", [*old, *new]))
+    assert result.n == N
+    assert "with another content, which are not compared" in " ".join(capsys.readouterr().err.split())
+
+
 def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
     other = rows("base", B)
     other[3] = other[3].model_copy(update={"text_sha256": "f" * 64})

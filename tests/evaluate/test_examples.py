@@ -102,9 +102,13 @@ def test_a_recipe_names_the_file_as_an_input(
     assert read_results(tmp_path / "out").tasks["base"]["own"].shots_from == "other.jsonl"
 
 
-def test_a_question_among_the_examples_does_not_change_the_other_prompts(tiny: Path, questions: Path) -> None:
+def test_a_question_among_the_examples_does_not_change_the_other_prompts(
+    tiny: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Only it gets the replacement, in last place: prompts share all examples before the one left out."""
     drawn = eval_set(questions, 5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "6 of the 6 questions drawn as examples are evaluated ones" in said
     common = [example.id for example in drawn.examples.drawn_questions[:5]]
     replacement = drawn.examples.drawn_questions[5].id
     prompts = {prompt.question.id: prompt for prompt in drawn.prompts(model(tiny))}

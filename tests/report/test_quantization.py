@@ -129,6 +129,10 @@ def test_fidelity_counts_if_no_comparison_has_more_documents(life: FakeRun) -> N
     (text,) = losses_from_evaluations([result], "quantize", "finetune", {})["Q4_K_M"].texts
     assert text.ratio == pytest.approx(math.exp(0.01))
     assert text.fidelity == pair
+    losses = losses_from_evaluations([result], "quantize", "finetune", {})
+    table = file_tables([each | {"fallbacks": {}} for each in FILES], losses, "Files")[0]
+    (row,) = [row for row in table.rows if "Q4_K_M" in str(row)]
+    assert f"{pair.documents + 1:,} ({pair.documents:,} for KL and top token)" in row
 
 
 def test_only_comparisons_with_the_model_of_the_files_count(life: FakeRun) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
+from meditron.core.console import warn
 from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import clustered_mean, paired_bootstrap, paired_proportions
 from meditron.core.units import format_count
@@ -114,6 +115,11 @@ def no_differences_error(a: ResultRows, b: ResultRows) -> UsageError:
             "for a paired difference",
             hint="evaluate both with a document_tokens that truncates fewer documents",
         )
+    if a.tasks and b.tasks and not a.tasks.keys() & b.tasks.keys():
+        return UsageError(
+            f"no task in common: {a.name} has {', '.join(a.tasks)}, {b.name} has {', '.join(b.tasks)}",
+            hint="evaluate both on the same tasks; that of your own file has the file's name",
+        )
     common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
     return UsageError(
         f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
@@ -192,6 +198,11 @@ def _usable_pairings(
             f"{count} of {count + len(changed.rows)} {changed_content} than in {a.name}",
             place=changed.changed_ids[0],
             hint="only results on the same data are comparable",
+        )
+    if changed:
+        warn(
+            f"{a.name} and {b.name}: one also has rows of {changed.changed_ids[0]} with another content, "
+            "which are not compared"
         )
     common = sorted(same_data, key=lambda pairing: -len(pairing.rows))
     allowed = [pairing for pairing in common if not pairing.conflicts]

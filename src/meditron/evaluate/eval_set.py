@@ -112,11 +112,19 @@ class EvalSet:
         questions = task.rows("test", options.questions)
         if not questions:
             raise UsageError(f"{task.name} has no questions in its test split")
+        examples = draw_examples(task, questions, options.shots, seed, shots_from)
+        evaluated = {*map(_normalized_content, questions)}
+        repeated = [each for each in examples.drawn_questions if _normalized_content(each) in evaluated]
+        if repeated:
+            warn(
+                f"{task.name}: {len(repeated)} of the {len(examples.drawn_questions)} questions drawn as "
+                "examples are evaluated ones (none is an example for itself); --shots-from FILE draws others"
+            )
         first = cls(
             task=task,
             method=find_method(options.methods[0]).from_options(options, seed),
             questions=questions,
-            examples=draw_examples(task, questions, options.shots, seed, shots_from),
+            examples=examples,
             form="raw" if options.prompt_form == "raw" else "trained",
             label=task.name,
             stored_prompt=stored_prompt,

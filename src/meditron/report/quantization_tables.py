@@ -98,9 +98,12 @@ def _text_cells(text: TextLoss | None) -> tuple[str, ...]:
     if text is None:
         return ("not measured", *("",) * 5)
     pair = text.fidelity
+    documents = number_format.count(text.documents)
+    if pair and pair.documents != text.documents:  # measured apart from the perplexities
+        documents += f" ({number_format.count(pair.documents)} for KL and top token)"
     return (
         source_label({text.source: text.domain}, text.source),
-        number_format.count(text.documents),
+        documents,
         number_format.estimate(text.ratio, text.interval, number_format.ratio),
         *(
             (
