@@ -266,3 +266,81 @@ def test_praise_is_for_the_option_before_it(text: str, option: int | None) -> No
 )
 def test_a_boxed_letter_in_any_font(text: str) -> None:
     assert extract_answer(f"So we get ${text}$.", options=DRUGS, answers=LETTERS) == 2
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "The second best option is C.",
+        "An alternative option is C.",
+        "Students often pick C.",
+        "A tempting option is C because of its speed.",
+        "The least appropriate choice is D.",
+        "\n\nUser: another question\nAssistant: Answer: C",
+        "\n\n**Question 2:** foo\nAnswer: C",
+        "</s>Answer: C",
+        "<|im_end|>\n<|im_start|>user\nfoo Answer: D",
+    ],
+)
+def test_what_follows_an_answer_is_not_a_better_one(remark: str) -> None:
+    assert extract_answer(f"Answer: B. {remark}", options=DRUGS, answers=LETTERS) == 1
+    opening = "**B. Metformin**\n\nThe most common cause of a rash is aspirin; the drug of choice is aspirin."
+    assert extract_answer(opening, options=DRUGS, answers=LETTERS) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is A. Wait, no, that's wrong. It's B.",
+        "The answer is A. Actually, B.",
+        "Answer: A\n\nCorrection: B",
+        "I initially thought the answer was A, but it is B.",
+        "The most likely cause is C. difficile.",
+        "Answer: C. difficile",
+        "B. burgdorferi is the correct answer",
+        "Answer: B as well as C",
+        "Answer: A–C",
+    ],
+)
+def test_no_option_of_a_retraction_a_species_or_several_options(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is no significant difference.",
+        "The most common finding was no change.",
+        "It is not clear whether the answer is yes.",
+        "If the answer is yes, more trials follow.",
+    ],
+)
+def test_no_as_a_determiner_and_questions_are_no_answers(text: str) -> None:
+    assert extract_answer(text, options=WORDS, answers=WORDS) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[THINK]The answer is A[/THINK]B",
+        "<unused94>thought\nThe answer is A<unused95>B",
+        "<|channel|>analysis<|message|>answer is A<|end|><|start|>assistant<|channel|>final<|message|>B",
+        r"The answer is $\text{(B)}$.",
+        "Answer：B",
+        "I believe B is the answer.",
+    ],
+)
+def test_marks_of_reasoning_and_of_latex(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == 1
+
+
+def test_an_option_is_not_the_beginning_of_a_number() -> None:
+    doses = ("10", "5 mg", "100 mg", "0.1 mg")
+    assert extract_answer("The answer is 10.5 mg.", options=doses, answers=LETTERS) is None
+    assert extract_answer("The answer is 10.", options=doses, answers=LETTERS) == 0
+
+
+@pytest.mark.parametrize("text", ["\n" * 50_000, "The answer is" + " " * 50_000, "*" * 50_000, "- " * 25_000])
+def test_long_texts_of_blanks_take_linear_time(text: str) -> None:
+    # Quadratic time would be minutes, beyond the time limit of a test.
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) is None

@@ -23,11 +23,22 @@ __all__ = ["PARSER_VERSION", "extract_answer"]
 PARSER_VERSION = 5
 """Version of the rules, increased whenever a text can get another answer."""
 
-_REASONING, _REASONING_END = "<think>", "</think>"
+# Marks of hidden reasoning: of most models, of Magistral, of MedGemma, and of gpt-oss.
+_REASONING = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<unused94>", "<unused95>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
 # A model that is not finetuned for chat continues with further questions of its own, after an empty line. A
-# text that repeats its question has no such line before it.
-_NEXT_QUESTION = re.compile(r"\n[ \t]*\n\s*(?:Question|Q)\s*\d*\s*:", re.IGNORECASE)
-_OPENING = r"[\s*_\"'“”‘’`(\[<{$:>]*"
+# text that repeats its question has no such line before it. A turn's end may be written out.
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]*\n[^\w\n]{0,4}(?:Question|Problem|Q|User|Human)[ \t]*\d*[^\w\n]{0,4}:"
+    r"|</s>|<\|(?:im_end|eot_id|end|endoftext|return)\|>|<end_of_turn>",
+    re.IGNORECASE,
+)
+# Bounded, because a text of blanks alone would otherwise take quadratic time.
+_OPENING = r"(?:[\s*_\"'“‘”’`(\[<{$:>]|\\(?:text|textbf|mathbf|mathrm|rm)\b){0,40}"
 _BEFORE_NOUN = r"[*_\"'“‘(\[<>≥≤~≈±$]*\s*"
 _CLOSING = r"[*_)\]\"'”’` ]*"
 # Words between a copula and an option: `is indeed a **circular rash**`.
@@ -36,16 +47,19 @@ _FILLERS = r"(?:(?:indeed|therefore|most\slikely|probably|likely|clearly|the|an?
 _NOT_ASKED = r"(?i:(?<!\bor\s)(?<!\band\s)(?<!\bif\s)(?<!\bwhether\s)(?<!\bwhy\s)(?<!\bthan\s)(?<!/))"
 _NEXT_LINE = re.compile(r"[^\n]*\n\s*(?P<letter>[A-Z])(?:[.):]|\s*\Z)")
 _ANSWER = (
-    r"(?:(?<!which\s)(?<!what\s)\b(?:answer|option|choice)\b"
-    r"(?:[^.\n?]{0,60}?\b(?:is|was|be)\b|(?:\s*\([^)\n]{0,30}\))?[\s*_\"]{0,4}[:>=])"
+    r"(?:(?<!which\s)(?<!what\s)\b(?:answer|option|(?<!of\s)choice)\b"
+    r"(?:[^.\n?]{0,60}?\b(?:is|was|be)\b|(?:\s*\([^)\n]{0,30}\))?[\s*_\"]{0,4}[:：>=])"
     r"|\b(?:choose|select|pick|go\swith)\b)"
 )
 _CONCLUSION = (
-    r"\b(?:most\s(?:likely|appropriate|common|probable)|best|correct|diagnosis)\b[^.\n?]{0,200}?"
+    r"\b(?:most\s(?:likely|appropriate|common|probable)|best|correct|diagnosis|of\schoice)\b[^.\n?]{0,200}?"
     r"\b(?:is|are|was|be)\b"
 )
 # In `the answer is no longer known`, the word is not an answer.
-_NOT_DETERMINER = r"(?!(?<=\b[Nn]o)\s+(?:clear|evidence|longer|simple|single|such)\b)"
+_NOT_DETERMINER = (
+    r"(?!(?<=\b[Nn]o)\s+(?:clear|evidence|longer|simple|single|such|more|less|doubt|change|difference|effect"
+    r"|significant|treatment|association|benefit|surgery|contraception)\b)"
+)
 _PRAISE = (
     r"\b(?:is|are)\s+(?:indeed\s+)?(?:the\s+)?(?:correct|right|best|most\s(?:likely|appropriate|common))\b"
 )
@@ -53,11 +67,11 @@ _PRAISE = (
 # between. In `the groups did not differ, so the answer is no` it says something else.
 _NEGATION = (
     r"(?:\b(?:not|cannot|never|hardly|unlikely|impossible|wrong|incorrect|mistake|nobody|no\s+one|avoid|refuse"
-    r"|rather\s+than|instead\s+of|no\s+(?:reason|need|point|sense|way)"
+    r"|rather\s+than|instead\s+of|no\s+(?:reason|need|point|sense|way)|if|whether|initially|originally|might"
     r"|(?<!\bno\s)(?<!\bnot\s)(?<!n['’]t\s)doubt(?:ful)?)|n['’]t)\b"
 )
 _BETWEEN = (
-    r"(?:think|believe|say|claim|conclude|agree|accept|assume|suggest|mean|imply|follow|sure|certain|convinced"
+    r"(?:think|thought|believe|say|claim|conclude|agree|accept|assume|suggest|mean|imply|follow|sure|certain|convinced"
     r"|clear|confident|true|likely|possible|possibly|appropriate|reasonable|advisable|wise|right|correct|case"
     r"|good|idea|need|want|wish|have|be|inclined|able|allowed|recommend(?:ed)?|advised?|expected|going|ever"
     r"|simply|just|really|to|that|the|an?|my|your|our|final|best|most|one|in|for|why|I|we|you|us|would|should|or|[a-j])"
@@ -69,6 +83,13 @@ _REACH = 200
 """Characters before a statement in which a negation is searched for."""
 # `The answer cannot be A`, but not `the answer for a patient who is not pregnant must be A`.
 _COPULA = re.compile(rf"\b(?P<verb>be|is|are|was)\b{_OPENING}{_FILLERS}{_OPENING}\Z", re.IGNORECASE)
+# What others choose, and what is not the first choice, counts only if nothing else is stated.
+_SECONDARY = re.compile(
+    r"\b(?:second|next|another|alternative|other|tempting|distractor|least\s+\w+|(?:most\s+)?(?:common|popular)"
+    r"|(?:students|patients|people|women|men|many|some|most|others|who)(?:\s+\w+)?)\s+(?:best\s+)?\Z",
+    re.IGNORECASE,
+)
+_RETRACTION = re.compile(r"\bwait\b|\bactually,|\b(?:correction|edit)\s*:", re.IGNORECASE)
 # `The option that is not correct is A`.
 _NOT_CORRECT = re.compile(r"(?:\bnot|n['’]t)\s+(?:correct|right|true)[\s,]*\Z", re.IGNORECASE)
 # `Answer: A is not correct`. On a line of its own, only a judgement denies an option: `C. Melanoma is not
@@ -91,6 +112,8 @@ class _Patterns:
 
     answers: tuple[re.Pattern[str], ...]
     conclusions: tuple[re.Pattern[str], ...]
+    opening: tuple[re.Pattern[str], ...]
+    """For each letter, the beginning of a text that gives it with the words of its option."""
     beginning: re.Pattern[str]
     """The beginning of a text that gives an answer first."""
     line: re.Pattern[str]
@@ -107,9 +130,10 @@ def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str])
         options: The question's options.
         answers: The text of each option in an answer: its letter, or the option itself.
     """
-    text = text.rpartition(_REASONING_END)[2]
-    if _REASONING in text:  # cut off within the reasoning
-        return None
+    for start, end in _REASONING:
+        text = text.rpartition(end)[2]
+        if start in text:  # cut off within the reasoning
+            return None
     if match := _NEXT_QUESTION.search(text):
         text = text[: match.start()]
     lettered = tuple(answers) == tuple(ascii_uppercase[: len(answers)])
@@ -117,17 +141,36 @@ def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str])
     index_of = {_normalize(option): index for index, option in enumerate(options)}
     if lettered:  # a letter takes precedence over an option that is a single letter
         index_of |= {_normalize(letter): index for index, letter in enumerate(answers)}
-    for kind in (patterns.answers, patterns.conclusions):
-        statements = [
-            match
-            for pattern in kind
-            for match in pattern.finditer(text)
-            if not _goes_on(text, match, patterns) and not _is_negated(text, match)
-        ]
-        if statements:
-            last = max(statements, key=lambda match: match.end("option"))
-            return index_of[_normalize(last["option"])]
-    return _standing_option(text, patterns, index_of)
+    if statements := _statements(text, patterns.answers, patterns):
+        return _last_option(text, statements, index_of)
+    standing = _standing_option(text, patterns, index_of)
+    # A text that begins with an option and its words, `B. Insulin`, answers; general remarks may follow.
+    if standing is not None and lettered and patterns.opening[standing].match(text):
+        return standing
+    if statements := _statements(text, patterns.conclusions, patterns):
+        return _last_option(text, statements, index_of)
+    return standing
+
+
+def _statements(text: str, kind: Sequence[re.Pattern[str]], patterns: _Patterns) -> list[re.Match[str]]:
+    """Return the statements of one kind that are about one option and do not deny it."""
+    return [
+        match
+        for pattern in kind
+        for match in pattern.finditer(text)
+        if not _goes_on(text, match, patterns) and not _is_negated(text, match)
+    ]
+
+
+def _last_option(text: str, statements: Sequence[re.Match[str]], index_of: Mapping[str, int]) -> int | None:
+    """Return the option of the last statement; None if the text then takes it back."""
+    primary = [
+        match
+        for match in statements
+        if not _SECONDARY.search(text, max(0, match.start() - _REACH), match.start())
+    ]
+    last = max(primary or statements, key=lambda match: match.end("option"))
+    return None if _RETRACTION.search(text, last.end("option")) else index_of[_normalize(last["option"])]
 
 
 def _standing_option(text: str, patterns: _Patterns, index_of: Mapping[str, int]) -> int | None:
@@ -174,12 +217,17 @@ def _normalize(option: str) -> str:
     return " ".join(option.casefold().split()).rstrip(".")
 
 
+def _words(name: str) -> str:
+    """Return the pattern of an option's words."""
+    return r"\s+".join(map(re.escape, name.split()))
+
+
 @lru_cache(maxsize=64)  # the samples of a question share the patterns
 def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
     # Longer texts first, because one option may be the beginning of another.
     names = sorted(filter(None, options), key=len, reverse=True)
-    words = [r"\s+".join(map(re.escape, name.split())) for name in names]
-    text = rf"(?i:{'|'.join(words)})(?!\w){_NOT_DETERMINER}" if words else "(?!)"
+    words = list(map(_words, names))
+    text = rf"(?i:{'|'.join(words)})(?!\w|[.,/–]\d){_NOT_DETERMINER}" if words else "(?!)"
     if letters:
         known = ascii_uppercase[:letters]
         # A letter is upper case, in brackets, or ends its line. `A` before a word in lower case, or in
@@ -187,38 +235,47 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
         # letter of `B-cell`, `A+` and `A-fib` is part of a word.
         lower = known.lower()
         article = r"(?<=[AI])\s+(?:(?!is\b|because\b)[a-z]|\d[\d.,]*-[a-z])"
+        # `C. difficile`, unless an option begins with that word.
+        genus = rf"\.\s(?!(?i:{'|'.join(words) or '(?!)'}))[a-z]"
         letter = (
-            rf"[{known}](?!\w|['’]\w|-[a-z]|\+)(?!{article})|(?<=\()[{lower}](?=\))"
+            rf"[{known}](?!\w|['’]\w|-[a-z]|\+)(?!{article})(?!{genus})|(?<=\()[{lower}](?=\))"
             rf"|(?<!\w)(?![ai])[{lower}](?=\.?{_CLOSING}(?:\n|\Z))"
             rf"|(?<!\w)(?=[ai])[{lower}](?=\.{_CLOSING}(?:\n|\Z)|{_CLOSING}\n)"
         )
         # At the beginning of a text or line, `A` before anything but its own option is an article too:
         # `A 50% stenosis`, `A "healthy" man`.
-        own = r"\s+".join(map(re.escape, options[0].split())) or "(?!)"
+        own = _words(options[0]) or "(?!)"
         noun = rf"(?<=A)[ \t]+(?!{_OPENING}(?:(?i:{own})(?!\w)|is\b|because\b)){_BEFORE_NOUN}\w"
         praised = rf"(?P<option>(?:{letter})(?!{noun})|{text})"
         first = praised + r"(?!\s+[^\W\d_])"
-        either, line = rf"(?:{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
-        following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
+        either, line = (
+            rf"(?:{letter}|{text})",
+            rf"(?P<option>[A-Z](?=[.):]|[^\w\n]*$)(?!{genus})|{text}(?=[^\w\n]*$))",
+        )
+        following = rf"{_CLOSING}(?i:,|/|&|[–-]|or|and|plus|as\s+well\s+as|und|et)[\s(]*(?:{letter})"
     else:
         either, praised = rf"(?:{text})", rf"(?P<option>{text})"
-        first, line = praised + r"(?!\s+\w)", praised + r"(?=\W*$)"
-        following = rf"\W*(?i:,|/|&|or|and)\s*(?:{text})"
+        first, line = praised + r"(?!\s+\w)", praised + r"(?=[^\w\n]*$)"
+        following = rf"{_CLOSING}(?i:,|/|&|or|and)\s*(?:{text})"
     option = rf"(?P<option>{either})"
     after_cue = rf"{_OPENING}(?i:{_FILLERS}){_OPENING}{option}"
     # The praise is for the option directly before it: `B lowers fever, but C is the correct answer`.
     between = rf"(?:(?!(?<!\w){either}{_CLOSING}(?i:{_PRAISE}))[^.\n?]){{0,150}}?"
-    best = rf"(?i:{_PRAISE}\s+(?:answer|option|choice)\b)(?![^.\n]*\?)"
+    best = rf"(?i:{_PRAISE}\s+(?:answer|option|choice)\b|is\s+the\s+(?:final\s+)?answer\b)(?![^.\n]*\?)"
     return _Patterns(
         answers=(
             re.compile(rf"(?i:{_ANSWER}){after_cue}"),
             re.compile(rf"\\boxed\{{(?:\\(?:text|textbf|mathrm|mathbf)\{{)*\(?{option}"),
-            re.compile(rf"^\W*(?i:option\s+)?{praised}(?:\W|$){between}(?i:{_PRAISE})", re.MULTILINE),
+            re.compile(rf"^[^\w\n]*(?i:option\s+)?{praised}(?:\W|$){between}(?i:{_PRAISE})", re.MULTILINE),
             re.compile(rf"(?<!\w){_NOT_ASKED}{option}{_CLOSING}{best}"),
         ),
         conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),
+        opening=tuple(
+            re.compile(rf"[^\w\n]*{letter}[.):]{_CLOSING}\s*(?i:{_words(name)})(?!\w)")
+            for letter, name in zip(ascii_uppercase[:letters], options, strict=False)
+        ),
         # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`.
         beginning=re.compile(rf"[\W\d_]*{first}"),
-        line=re.compile(rf"^[\W\d_]*(?i:option\s+)?{line}", re.MULTILINE),
+        line=re.compile(rf"^(?:[^\w\n]|[\d_])*(?i:option\s+)?{line}", re.MULTILINE),
         further=re.compile(following),
     )
