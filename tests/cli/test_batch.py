@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,16 @@ def test_a_file_of_answers_is_resumed_after_a_kill(
     assert sorted(str(row["id"]) for row in rows(out.read_text("utf-8"))) == sorted(
         str(row["id"]) for row in whole
     )
+
+
+def test_two_processes_with_one_file_answer_each_prompt_once(
+    model: Path, two_prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = [sys.executable, "-m", "meditron", "generate", model, "--jsonl", two_prompts, "--out", out]
+    both = [subprocess.Popen([*words, "--max-tokens", "4"], stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert sorted(row["id"] for row in rows(out.read_text(encoding="utf-8"))) == ["a", "b"]
 
 
 @pytest.fixture

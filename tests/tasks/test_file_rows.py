@@ -71,6 +71,8 @@ def test_files_with_semicolons_and_commas_in_questions(tmp_path: Path) -> None:
     path = tmp_path / "anatomy_test.csv"
     path.write_text("Which, if any?;w;x,;y;z;A\nWhat?;w;x;y;z;B\n", encoding="utf-8")
     first, second = read_source_rows(path)
+    path.write_text("question, whole;A;B;answer\nfever, 38;w;x;A\n", encoding="utf-8")
+    assert list(next(iter(read_source_rows(path))).fields) == ["question, whole", "A", "B", "answer"]
     assert (first.fields["question"], first.fields["B"], second.fields["answer"]) == (
         "Which, if any?",
         "x,",

@@ -15,6 +15,7 @@ from meditron.core.console import info, progress
 from meditron.core.errors import InputError, MeditronError, UsageError
 from meditron.core.units import format_count
 from meditron.engine.base import Generates, Generation, Prompt
+from meditron.store.file_lock import exclusive_lock
 from meditron.store.files import refuse_overwrite, translate_read_errors, translate_write_errors
 from meditron.store.identity import short_hash
 from meditron.store.resumable_jsonl import ResumableJsonl
@@ -143,7 +144,10 @@ def _open_output(
         stream = closing.enter_context(out.open("ab"))
         return _Output(partial(_write_line, stream), {})
     # A link stays a link: its target is opened, because ResumableJsonl never writes through links.
-    file = closing.enter_context(ResumableJsonl(out.resolve()))
+    target = out.resolve()
+    lock = exclusive_lock(target.with_name(f".{target.name}.lock"), f"waiting: another process writes {out}")
+    closing.enter_context(lock)
+    file = closing.enter_context(ResumableJsonl(target))
     answers, rows = _read_answers(out, file)
     now = origin()
     _check_origin(out, rows, now)

@@ -193,17 +193,18 @@ def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:
 
 
 def _delimiter(text: str) -> str:
-    """Return the comma, semicolon or tab that divides the first two rows into equally many cells.
+    """Return the comma, semicolon or tab that divides the first two rows into most cells, equally many each.
 
     Spreadsheets write semicolons where the comma is the decimal sign.
     """
+    columns = {",": 1}
     for delimiter in ",;\t":
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         with suppress(csv.Error):  # which reading the file reports, with its line
             sizes = {len(cells) for cells in islice(filter(None, rows), 2)}
-            if len(sizes) == 1 and sizes != {1}:
-                return delimiter
-    return ","
+            if len(sizes) == 1:
+                columns[delimiter] = sizes.pop()
+    return max(columns, key=lambda delimiter: columns[delimiter])
 
 
 def _refuse_equal_column_names(path: Path, column_names: list[str], place: str) -> None:

@@ -121,6 +121,21 @@ def test_signatures_of_shards_and_of_other_hashes_verify(folder: Path, tmp_path:
     assert signature_state(folder, public)[0] == "failed"
 
 
+def test_a_signature_that_allows_links_verifies_what_they_lead_to(folder: Path, tmp_path: Path):
+    from model_signing import hashing, signing
+
+    key, public = write_keys(tmp_path, "mine")
+    (tmp_path / "blob").write_text("weights")
+    (folder / "weights.bin").symlink_to(tmp_path / "blob")
+    files = hashing.Config().use_file_serialization(allow_symlinks=True).set_allow_symlinks(True)
+    files.set_ignored_paths(paths=["model.sig"], ignore_git_paths=False)
+    config = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(files)
+    config.sign(folder, folder / "model.sig")
+    assert signature_state(folder, public) == ("verified", [])
+    (tmp_path / "blob").write_text("changed")
+    assert signature_state(folder, public)[0] == "failed"
+
+
 def test_checksums_do_not_have_the_file_that_the_hub_adds(folder: Path, tmp_path: Path):
     (folder / ".gitattributes").write_text("*.gguf filter=lfs")
     sign(folder, write_keys(tmp_path, "mine")[0])

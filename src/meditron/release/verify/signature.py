@@ -111,7 +111,7 @@ def sign(path: Path, key: Path) -> Path:
             {
                 file.relative_to(path).as_posix(): sha256_file(file)
                 for file in list_files(path)
-                if file.name not in _UNSIGNED
+                if file.relative_to(path).as_posix() not in _UNSIGNED
             },
         )
     config.set_hashing_config(_hashing_config(path))
@@ -132,10 +132,8 @@ def _hashing_config(path: Path, serialization: Mapping[str, Any] | None = None) 
     config = hashing.Config()
     if serialization is not None:
         # The library writes `blake2b` for what it calls `blake2`, and numbers as JSON does, with a point.
-        settings = {
-            "hashing_algorithm": serialization["hash_type"].replace("blake2b", "blake2"),
-            "allow_symlinks": serialization["allow_symlinks"],
-        }
+        settings = {"hashing_algorithm": serialization["hash_type"].replace("blake2b", "blake2")}
+        config.set_allow_symlinks(serialization["allow_symlinks"])
         if serialization["method"] == "shards":
             config.use_shard_serialization(shard_size=int(serialization["shard_size"]), **settings)
         else:
@@ -145,10 +143,13 @@ def _hashing_config(path: Path, serialization: Mapping[str, Any] | None = None) 
 
 
 def _serialization(signature: Path) -> Any:  # noqa: ANN401  # JSON
-    """Return how a signature says that the files were hashed; other programs sign shards of files."""
+    """Return how a signature says that the files were hashed; other programs sign shards of files.
+
+    None for signatures of the format's version 0.2, which say nothing: SHA-256 of whole files.
+    """
     bundle = json.loads(signature.read_bytes())
     payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
-    return payload["predicate"]["serialization"]
+    return payload["predicate"].get("serialization")
 
 
 def _existing(key: Path) -> Path:
