@@ -45,6 +45,10 @@ _EXTRAS = {
     "gpu": "float8 training on GPUs",
     "ray": "the corpus on a Ray cluster",
     "track": "metrics in TensorBoard and trackio",
+    "signing": "signatures of model files (`sign`, `verify --key`)",
+    "bom": "bills of materials (`verify --bom`)",
+    "otlp": "the server's requests in OpenTelemetry",
+    "gptq": "GPTQ and AWQ folders for vLLM",
 }
 _DTYPES = (((9, 0), "bfloat16 and float8"), ((8, 0), "bfloat16"), ((0, 0), "float32"))
 """Compute capability → the dtypes that training uses from it on (`train.runtime`, `train.compilation`)."""
