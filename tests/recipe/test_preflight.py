@@ -347,6 +347,24 @@ def test_a_stage_that_the_recipe_does_not_write_is_named_with_what_needs_it(
     assert hint in str(problem.error.hint)
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[quantize]\non = "corpus"', "quantize refers to 'corpus', which is no model"),
+        (
+            '[quantize]\non = "base"\ntypes = ["F16", "Q8_0"]\n[evaluate]\nmodels = ["quantize"]',
+            "evaluate refers to 'quantize', which writes 2 models",
+        ),
+    ],
+)
+def test_a_stage_that_is_no_single_model_is_refused_as_one(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n' * 9)
+    path = tmp_path / "x.toml"
+    path.write_text(f'base = "init:tiny"\n[corpus.sources.a]\nfrom = "{tmp_path}/a.jsonl"\n{table}\n')
+    (problem,) = run_recipe(load_recipe(path), dry_run=True).problems
+    assert message in problem.error.message
+
+
 def test_a_model_of_70_billion_parameters_is_estimated_without_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -100,6 +100,9 @@ class InputKind:
 
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
+
+    exports_model: ClassVar[bool] = False
+    """Whether the stage writes a model, so that other stages can use it as one."""
 
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Random seed of this stage; the recipe's `seed` if absent."""

@@ -46,14 +46,10 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     """
     # The recipe's own stages come before files: a file named like a stage is written as ./NAME.
     head, _, selector = text.partition(":")
+    keys = [key for key, reference in spec.config.inputs().items() if reference == text]
+    kinds = {kind.name for key, kind in spec.config.input_kinds().items() if key in keys}
     if head in recipe.stages:
-        names = recipe.stages[head].config.selectors()
-        if selector and names and selector not in names:
-            raise RecipeError(
-                f"{_reference_with_place(recipe, spec, text)}: {head} has no file '{selector}'"
-                f"{nearest_word_hint(selector, names)}",
-                hint=f"files of {head}: {', '.join(names)}",
-            )
+        _check_stage_reference(recipe, spec, text, as_model="model" in kinds)
         return InputReference(text, stage=head, selector=selector or None)
     if text == "base":
         if recipe.base is None:
@@ -66,8 +62,6 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     is_kind = head.partition(".")[0] in recipe.kinds
     if not is_kind and (":" in text or "/" in text or Path(text).exists()):
         return InputReference(text, source=text)
-    keys = [key for key, reference in spec.config.inputs().items() if reference == text]
-    kinds = {kind.name for key, kind in spec.config.input_kinds().items() if key in keys}
     if not is_kind and kinds and "model" not in kinds:  # an input of data is never a stage
         no_task = " or task of that name" if "questions" in kinds else ""
         files = [path.name for path in Path().iterdir() if not path.name.startswith(".")]
@@ -92,6 +86,30 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
         f"{nearest_word_hint(head, names)}",
         hint=f"this recipe has {', '.join(names)}",
     )
+
+
+def _check_stage_reference(recipe: Recipe, spec: StageSpec, text: str, *, as_model: bool) -> None:
+    """Raise RecipeError if a stage writes no model but one is needed, or if it is not clear which file is."""
+    head, _, selector = text.partition(":")
+    config = recipe.stages[head].config
+    names = config.selectors()
+    if as_model and not config.exports_model:
+        models = [name for name, stage in recipe.stages.items() if stage.config.exports_model]
+        raise RecipeError(
+            f"{_reference_with_place(recipe, spec, text)}, which is no model",
+            hint=f"models of this recipe: {', '.join(['base', *models])}",
+        )
+    if selector and names and selector not in names:
+        raise RecipeError(
+            f"{_reference_with_place(recipe, spec, text)}: {head} has no file '{selector}'"
+            f"{nearest_word_hint(selector, names)}",
+            hint=f"files of {head}: {', '.join(names)}",
+        )
+    if as_model and not selector and len(names) > 1:
+        raise RecipeError(
+            f"{_reference_with_place(recipe, spec, text)}, which writes {len(names)} models",
+            hint=f"write one of {', '.join(f'{head}:{name}' for name in names)}",
+        )
 
 
 def place_of_reference(recipe: Recipe, spec: StageSpec, text: str) -> tuple[StageSpec, str]:

@@ -14,6 +14,8 @@ __all__ = ["QuantizeConfig"]
 class QuantizeConfig(StageConfig):
     """The recipe's `[quantize]` table."""
 
+    exports_model = True
+
     on: str = "pretrain"
     """Reference of the model to quantize."""
 

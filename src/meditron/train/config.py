@@ -55,6 +55,8 @@ class GuardConfig(Config):
 class TrainingConfig(StageConfig):
     """Settings that pretraining and finetuning share: samples, optimizer, checkpoints."""
 
+    exports_model = True
+
     sequence_length: PositiveInt
     """Tokens of a sample."""
 
