@@ -81,11 +81,11 @@ def generate(
     open_engine = partial(load_generator, model, dtype=dtype, backend=engine, context=context)
     arguments = sampling.generate_arguments
     if jsonl is not None:
-        other_settings = {"raw": raw, "engine": engine, "dtype": dtype, "context": context}
+        settings = {"raw": raw, "engine": engine, "dtype": dtype, "context": context}
         failed = answer_all_prompts(
             jsonl,
             out,
-            origin=lambda: _origin(model, sampling, other_settings),
+            origin=lambda: _origin(model, sampling, settings),
             open_engine=open_engine,
             answer=lambda loaded, line: loaded.generate(line, raw=raw, **arguments).finish(),
         )

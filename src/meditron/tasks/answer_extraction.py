@@ -71,10 +71,11 @@ _NEGATION = (
     r"|(?<!\bno\s)(?<!\bnot\s)(?<!n['’]t\s)doubt(?:ful)?)|n['’]t)\b"
 )
 _BETWEEN = (
-    r"(?:think|thought|believe|say|claim|conclude|agree|accept|assume|suggest|mean|imply|follow|sure|certain|convinced"
-    r"|clear|confident|true|likely|possible|possibly|appropriate|reasonable|advisable|wise|right|correct|case"
-    r"|good|idea|need|want|wish|have|be|inclined|able|allowed|recommend(?:ed)?|advised?|expected|going|ever"
-    r"|simply|just|really|to|that|the|an?|my|your|our|final|best|most|one|in|for|why|I|we|you|us|would|should|or|[a-j])"
+    r"(?:think|thought|believe|say|claim|conclude|agree|accept|assume|suggest|mean|imply|follow|sure|certain"
+    r"|convinced|clear|confident|true|likely|possible|possibly|appropriate|reasonable|advisable|wise|right"
+    r"|correct|case|good|idea|need|want|wish|have|be|inclined|able|allowed|recommend(?:ed)?|advised?|expected"
+    r"|going|ever|simply|just|really|to|that|the|an?|my|your|our|final|best|most|one|in|for|why|I|we|you|us"
+    r"|would|should|or|[a-j])"
 )
 _DENIED_BEFORE = re.compile(
     rf"{_NEGATION}(?:\s*,[^,.;:\n]{{0,80}},)?(?:\s+{_BETWEEN}\b)*[\s*_\"'“‘(\[{{$]*\Z", re.IGNORECASE
