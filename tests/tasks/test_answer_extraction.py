@@ -276,6 +276,10 @@ def test_a_boxed_letter_in_any_font(text: str) -> None:
         "Students often pick C.",
         "A tempting option is C because of its speed.",
         "The least appropriate choice is D.",
+        "If B is unavailable, choose C.",
+        "Choose C if the patient is allergic to it.",
+        "Unless the fever is above 38.5 degrees, the answer would be C; otherwise, pick A.",
+        "In case of pregnancy, the best choice is C.",
         "\n\nUser: another question\nAssistant: Answer: C",
         "\n\n**Question 2:** foo\nAnswer: C",
         "</s>Answer: C",
@@ -286,6 +290,18 @@ def test_what_follows_an_answer_is_not_a_better_one(remark: str) -> None:
     assert extract_answer(f"Answer: B. {remark}", options=DRUGS, answers=LETTERS) == 1
     opening = "**B. Metformin**\n\nThe most common cause of a rash is aspirin; the drug of choice is aspirin."
     assert extract_answer(opening, options=DRUGS, answers=LETTERS) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "If we consider all options, the best answer is B.",
+        "The answer is C if the fever persists. It does not, so the answer is B.",
+        "If it were a virus, the answer would be A. It is not a virus. The answer is B.",
+    ],
+)
+def test_an_answer_under_a_condition_counts_without_another_one(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == 1
 
 
 @pytest.mark.parametrize(

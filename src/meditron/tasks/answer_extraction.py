@@ -20,7 +20,7 @@ from string import ascii_uppercase
 
 __all__ = ["PARSER_VERSION", "extract_answer"]
 
-PARSER_VERSION = 5
+PARSER_VERSION = 6
 """Version of the rules, increased whenever a text can get another answer."""
 
 # Marks of hidden reasoning: of most models, of Magistral, of MedGemma, and of gpt-oss.
@@ -84,12 +84,15 @@ _REACH = 200
 """Characters before a statement in which a negation is searched for."""
 # `The answer cannot be A`, but not `the answer for a patient who is not pregnant must be A`.
 _COPULA = re.compile(rf"\b(?P<verb>be|is|are|was)\b{_OPENING}{_FILLERS}{_OPENING}\Z", re.IGNORECASE)
-# What others choose, and what is not the first choice, counts only if nothing else is stated.
+# What others choose, what is not the first choice, and what holds under a condition (`If B is unavailable,
+# choose C`) counts only if nothing else is stated.
 _SECONDARY = re.compile(
     r"\b(?:second|next|another|alternative|other|tempting|distractor|least\s+\w+|(?:most\s+)?(?:common|popular)"
-    r"|(?:students|patients|people|women|men|many|some|most|others|who)(?:\s+\w+)?)\s+(?:best\s+)?\Z",
+    r"|(?:students|patients|people|women|men|many|some|most|others|who)(?:\s+\w+)?)\s+(?:best\s+)?\Z"
+    r"|\b(?:if|unless|otherwise|in\scase)\b(?:[^.;?!\n]|(?<=\d)\.(?=\d))*\Z",
     re.IGNORECASE,
 )
+_CONDITION = re.compile(rf"{_CLOSING},?\s*(?:only\s+)?(?:if|unless|in\scase)\b", re.IGNORECASE)
 _RETRACTION = re.compile(r"\bwait\b|\bactually,|\b(?:correction|edit)\s*:", re.IGNORECASE)
 # `The option that is not correct is A`.
 _NOT_CORRECT = re.compile(r"(?:\bnot|n['’]t)\s+(?:correct|right|true)[\s,]*\Z", re.IGNORECASE)
@@ -169,6 +172,7 @@ def _last_option(text: str, statements: Sequence[re.Match[str]], index_of: Mappi
         match
         for match in statements
         if not _SECONDARY.search(text, max(0, match.start() - _REACH), match.start())
+        and not _CONDITION.match(text, match.end("option"))
     ]
     last = max(primary or statements, key=lambda match: match.end("option"))
     return None if _RETRACTION.search(text, last.end("option")) else index_of[_normalize(last["option"])]
