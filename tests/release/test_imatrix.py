@@ -180,7 +180,7 @@ def test_a_stage_computes_its_matrix_again_if_it_does_not_match(
 
 def test_types_that_need_one_are_refused_without_it(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="IQ2_XXS needs an importance matrix"):
-        quantize(str(wide), ["Q8_0", "IQ2_XXS"], tmp_path)
+        quantize(str(wide), ["Q8_0", "IQ2_XXS"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

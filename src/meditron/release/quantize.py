@@ -140,7 +140,6 @@ def quantize(
             raise UsageError(f"{path} is the model itself", hint="choose another folder with --out")
         if not force:
             raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
-    make_folder(out)
     options = _calibrated(spec, options, out / f"{stem}.imatrix", force=force)
     result = _write_missing_files(spec, paths, list(paths), options)
     described = [
@@ -160,6 +159,7 @@ def _calibrated(spec: str, options: QuantizeOptions, path: Path, *, force: bool)
     if not path.is_file() or not _is_matrix_of(path, spec, options.calibrate, force=force):
         from meditron.release.imatrix import compute_imatrix  # needs torch
 
+        make_folder(path.parent)
         compute_imatrix(spec, options.calibrate, path, force=True)
     return replace(options, imatrix=path)
 
@@ -246,6 +246,7 @@ def _write_files(files: ModelFiles, paths: Mapping[str, Path], options: Quantize
             )
         planned = {}
         for kind, path in paths.items():
+            make_folder(path.parent)  # only now, so that a refused call leaves no empty folder
             temporary, plan = complete.enter_context(replace_when_complete(path)), plans[kind]
             planned[kind] = PlannedFile(temporary, plan, planned_metadata(plan, header, importance))
         total = sum(tensor.nbytes for plan in plans.values() for tensor in plan.tensors)
