@@ -329,6 +329,8 @@ def test_no_option_of_a_retraction_a_species_or_several_options(text: str) -> No
         "The most common finding was no change.",
         "It is not clear whether the answer is yes.",
         "If the answer is yes, more trials follow.",
+        "The best predictor is no prior surgery.",
+        "The answer is no statistically significant difference was found.",
     ],
 )
 def test_no_as_a_determiner_and_questions_are_no_answers(text: str) -> None:
@@ -350,13 +352,121 @@ def test_marks_of_reasoning_and_of_latex(text: str) -> None:
     assert extract_answer(text, options=DRUGS, answers=LETTERS) == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Let's analyze each option:\n\nA. Metformin: first-line, but contraindicated when eGFR is below",
+        "**Step 1: Analyze the options**\n\n* **A: Aspirin** - Incorrect. It is contraindicated in",
+        "We can eliminate:\n- A. Aspirin",
+        "The patient has CKD.\n\nB. Metformin can be ruled out.",
+        "D: incorrect",
+        "Option A: Aspirin is contraindicated because",
+        "Let's consider option: A. It is contraindicated.",
+        "Can we choose A? No. Can we choose B? No.",
+        "You could choose A. But bleeding would follow.",
+        "Worst option: A",
+        "My first answer was A. Scratch that: B.",
+        "Select the best choice: (A) Aspirin (B) Metformin",
+        "**A** is incorrect since insulin is the best choice only in diabetes.",
+    ],
+)
+def test_no_option_of_an_analysis_that_is_cut_off(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**Correct answer: B**\n\nA is incorrect since aspirin is the best choice in thrombosis.",
+        "Answer: B\n\n**Why not the others?**\n- **C** is the best choice after a stent.",
+        "The answer is B. Aspirin is the best option when the platelets are normal.",
+        '{"answer": "B", "explanation": "A is the correct choice only in thrombosis"}',
+        "The correct answer is B. In heart failure, select D.",
+        "The correct answer is B. Many clinicians would select A.",
+        "The answer is B. Had it been thrombosis, the answer would be A.",
+        "Best option: B\nWorst option: A",
+        "Most likely answer: B\nLeast likely answer: A",
+        "B. Metformin\n\n**Why not the others?**\n- A. Aspirin is an antiplatelet.\n- C. Both are.",
+        "Option D: Not indicated, incorrect\n\nThe correct answer is B.",
+        "- A: wrong\n- B: right\n- D: wrong\n\n**Answer:** B",
+        "A) incorrect\nB) correct\nC) incorrect\n\nFinal Answer: B",
+        "The answer is A. Wait, that is for thrombosis. So I choose B.",
+        "Answer: B\n\nQ2. Which vitamin?\nAnswer: C",
+        "Answer: B\n\n**Question 2**\nWhich vitamin?\nAnswer: C",
+        "B\nQuestion: What?\nAnswer: A",
+        "Answer: B\n\n### Instruction:\nAnother\n### Response:\nThe answer is C",
+    ],
+)
+def test_what_names_the_answer_outweighs_what_is_said_of_others(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- A. Aspirin: bad\n- B. Metformin: good\n\n### Final Answer\nB. Metformin",
+        "## Final Answer\n\n**B**",
+        r"\boxed{ B }",
+        r"\boxed{\text{Option B}}",
+        r"\boxed{**B**}",
+        r"\boxed {B}",
+        '{"answer_choice":"B"}',
+        '{"final_answer": "b"}',
+        '{"correct_option": "B"}',
+        "The answer is definitely B.",
+        "The answer is thus B.",
+        "The answer is not A but B.",
+        "The answer is <b>B</b>",
+        "The answer is __B__",
+        "Conclusion: B",
+        "b. metformin",
+        "Answer – B",
+    ],
+)
+def test_forms_of_an_answer(text: str) -> None:
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "option"),
+    [
+        ("The answer is >5 cm.", (">5 cm", "<5 cm", "5 cm", "None"), 0),
+        ("The answer is < 5 cm.", (">5 cm", "<5 cm", "5 cm", "None"), 1),
+        ("Answer: 5 cm", (">5 cm", "<5 cm", "5 cm", "None"), 2),
+        ("The answer is AA.", ("AA", "Aa", "aa", "AB"), 0),
+        (r"\boxed{Aa}", ("AA", "Aa", "aa", "AB"), 1),
+        ("The answer is k.", ("k", "K", "Na", "Cl"), 0),
+        ("The answer is B cell lymphoma.", ("T cell lymphoma", "Melanoma", "B cell lymphoma", "Leukemia"), 2),
+        ("The best test is D dimer.", ("D dimer", "CT", "MRI", "ECG"), 0),
+        ("The answer is B lymphocytes.", DRUGS, None),
+        ("Answer: A MRI scan of the brain", DRUGS, None),
+        ("The answer is C. Wait and watch", ("Surgery", "Antibiotics", "Wait and watch", "Rest"), 2),
+        (r"\boxed{5\%}", ("0.5%", "5%", "50%", "95%"), 1),
+        ("C. Ineffective cells", ("Viruses", "Bacteria", "Ineffective cells", "Rest"), 2),
+    ],
+)
+def test_options_that_look_like_marks_letters_or_remarks(
+    text: str, options: tuple[str, ...], option: int | None
+) -> None:
+    assert extract_answer(text, options=options, answers=LETTERS) == option
+
+
 def test_an_option_is_not_the_beginning_of_a_number() -> None:
     doses = ("10", "5 mg", "100 mg", "0.1 mg")
     assert extract_answer("The answer is 10.5 mg.", options=doses, answers=LETTERS) is None
     assert extract_answer("The answer is 10.", options=doses, answers=LETTERS) == 0
 
 
-@pytest.mark.parametrize("text", ["\n" * 50_000, "The answer is" + " " * 50_000, "*" * 50_000, "- " * 25_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 50_000,
+        "The answer is" + " " * 50_000,
+        "*" * 50_000,
+        "- " * 25_000,
+        "The answer is B" + "\n" * 50_000,
+    ],
+)
 def test_long_texts_of_blanks_take_linear_time(text: str) -> None:
     # Quadratic time would be minutes, beyond the time limit of a test.
-    assert extract_answer(text, options=DRUGS, answers=LETTERS) is None
+    assert extract_answer(text + "x", options=DRUGS, answers=LETTERS) == (1 if "B" in text else None)
