@@ -386,7 +386,7 @@ def test_no_option_of_an_analysis_that_is_cut_off(text: str) -> None:
         "The answer is B. Had it been thrombosis, the answer would be A.",
         "Best option: B\nWorst option: A",
         "Most likely answer: B\nLeast likely answer: A",
-        "B. Metformin\n\n**Why not the others?**\n- A. Aspirin is an antiplatelet.\n- C. Both are.",
+        "B. Metformin\n\n**Why not the others?**\n- A. Aspirin is an antiplatelet.\n- C. Both: incorrect.",
         "Option D: Not indicated, incorrect\n\nThe correct answer is B.",
         "- A: wrong\n- B: right\n- D: wrong\n\n**Answer:** B",
         "A) incorrect\nB) correct\nC) incorrect\n\nFinal Answer: B",

@@ -142,7 +142,7 @@ _DENIED_LINE = re.compile(
     r"[^\w\n]*[^.\n?!]{0,150}?\b(?:(?:is|are|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false|unlikely)"
     r"|(?:(?:is|are|was)(?:\s+not|n['’]t)|cannot\s+be)\s+(?:the\s+)?(?:correct|right|best|answer|most))\b"
     # `A: incorrect`, `A. Metformin – contraindicated`
-    r"|[^\w\n]*(?:[^.:\n]{0,80}?[^\w\s]\s*)?(?:not|no|incorrect|wrong|contraindicated|ineffective|inappropriate"
+    r"|[^\w\n]*(?:[^.:\n]{0,80}?[^\w\s]\s*)?(?:(?<!,\s)not|no|incorrect|wrong|contraindicated|ineffective|inappropriate"
     r"|unlikely|eliminated?|excluded?|ruled\sout)\b"
     # `A. Metformin can be ruled out`, but not `B. Insulin, because metformin is contraindicated`
     r"|[^\w\n]*(?:(?!\b(?:because|since|as)\b)[^.:\n–—-]){0,80}?\b(?:(?:is|are|was|be)\s+(?:\w+\s+)?"
@@ -218,7 +218,8 @@ class _Index:
         return self._exact.get(name, self._folded.get(name.casefold()))
 
 
-def _answer(text: str, patterns: "_Patterns", index: _Index) -> int | None:
+def _answer(text: str, patterns: _Patterns, index: _Index) -> int | None:
+    """Return the index of the option that a text without reasoning and further questions gives, or None."""
     answers = _statements(text, patterns.answers, patterns)
     choices = _statements(text, patterns.choices, patterns)
     if answers or choices:
@@ -274,7 +275,11 @@ def _standing_option(text: str, patterns: _Patterns, index: _Index) -> int | Non
     """Return the only option that has a line of its own; None if there are several lines, or none."""
     matches = list(patterns.line.finditer(text))
     lines = {_normalize(match["option"]).casefold() for match in matches}
-    if any(_is_denied_line(text, match, patterns, index) for match in matches):
+    # Of several lines the first may answer, and the others may be denied.
+    if any(
+        _is_denied_line(text, match, patterns, index)
+        for match in (matches if len(lines) == 1 else matches[:1])
+    ):
         return None
     if len(lines) > 1:
         return _option_before_others(text, matches, patterns, index)
@@ -284,7 +289,7 @@ def _standing_option(text: str, patterns: _Patterns, index: _Index) -> int | Non
             return None
         return index.get(matches[0]["option"])  # None for a letter beyond the options
     match = patterns.beginning.match(text)
-    if match is None or _goes_on(text, match, patterns):
+    if match is None or _goes_on(text, match, patterns) or _is_denied_line(text, match, patterns, index):
         return None
     return index.get(match["option"])
 
@@ -304,6 +309,7 @@ def _option_before_others(
 
 
 def _is_denied_line(text: str, line: re.Match[str], patterns: _Patterns, index: _Index) -> bool:
+    """Return True if a line says that its option is wrong: `A: incorrect`."""
     end = line.end("option")
     option = index.get(line["option"])
     if option is not None and patterns.opening:
@@ -407,7 +413,7 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
     after_cue = rf"{_OPENING}(?i:{_FILLERS}){_OPENING}{option}"
     # The praise is for the option directly before it: `B lowers fever, but C is the correct answer`.
     between = (
-        rf"(?:(?!(?<!\w){either}{_CLOSING}(?i:{_PRAISE})|(?i:\b(?:incorrect|wrong|not|contraindicated)\b))"
+        rf"(?:(?!(?<!\w){either}{_CLOSING}(?i:{_PRAISE})|(?i:\b(?:incorrect|wrong|contraindicated|(?<!,\s)not)\b))"
         r"[^.\n?]){0,150}?"
     )
     the_answer = rf"(?i:{_PRAISE}\s+answer\b|is\s+the\s+(?:final\s+)?answer\b)(?![^.\n]*\?)"
