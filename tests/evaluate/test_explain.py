@@ -45,6 +45,9 @@ def answers(right: Sequence[int] | frozenset[int], **changed: Any) -> list[Quest
             "scores": {"first-token": ()},
             "option_probability_mass": 0.5,
         }
+    elif changed.get("method") == "cot":
+        own = {"outputs": (), "votes": (), "samples": 1, "temperature": 0.0, "max_tokens": 4, "unfinished": 0}
+        own |= {"extraction": "explicit", "parser": 1, "seed": 1}
     elif changed.get("method") == "toy-settings":
         own = {"outputs": (), "votes": (), "parser": 1, "permutations": 1, "temperature": 0.0}
     fields |= {
@@ -108,6 +111,8 @@ TOY = {"method": "toy-settings"}
         ("shots", {"shots": 1, "shot_ids": ("x",)}, {"shots": 1, "shot_ids": ("z",)}),
         ("prompt text", {}, {"prompt_sha256": "edited"}),
         ("method", {}, {"method": "next-token"}),
+        ("method", {}, {"method": "cot", "template": "letters-cot/1"}),
+        ("method", {"method": "cot", "template": "letters-cot/1"}, {}),
         ("rule", {}, {"rule": "bytes"}),
         ("engine", {}, {"engine": "llama.cpp"}),
         ("dtype", {}, {"dtype": "bfloat16"}),
@@ -180,6 +185,22 @@ def test_evaluations_in_between_separate_the_factors(tmp_path: Path) -> None:
     assert apart.missing == ()
 
 
+def test_the_instruction_to_reason_is_part_of_the_method(tmp_path: Path) -> None:
+    reasoning = {"method": "cot", "template": "texts-cot/1"}
+    a, b = write(tmp_path / "a", answers(BASE)), write(tmp_path / "b", answers(PLANTED, **reasoning))
+    [together] = explain_results(a, b)
+    assert together.factors == ("template", "method")
+    assert together.missing == ("template texts/1, with method as in a",)
+    texts = write(tmp_path / "texts", answers(BASE - {18}, template="texts/1"))
+    letters = write(tmp_path / "letters", answers(BASE, **reasoning | {"template": "letters-cot/1"}))
+    for also, order in ((texts, ["template", "method"]), (letters, ["method", "template"])):
+        [apart] = explain_results(a, b, also=[also])
+        assert [effect.factors for effect in apart.effects] == [(name,) for name in order]
+    # Reports show the template with the instruction, explanations the one without it.
+    for name in ("texts", "texts/1", "texts-cot", "texts-cot/1"):
+        assert explain_results(a, b, b_setting={"template": name}) == [together]
+
+
 def test_the_longest_chain_is_taken_and_the_rest_is_together(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", between([])), write(tmp_path / "b", between([*SETTINGS]))
     # Of another model, with fewer questions, and with other prompts: none of these is in between.
@@ -234,7 +255,9 @@ def test_one_of_several_evaluations_is_selected(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was finetuned in ChatML's turns."""
-    folder = tiny_hf(tmp_path_factory.mktemp("chat") / "model", seed=2, control=CHAT)
+    folder = tiny_hf(
+        tmp_path_factory.mktemp("chat") / "model", seed=2, control=CHAT, max_position_embeddings=1024
+    )
     finetuned(folder, "chatml")
     return folder
 
@@ -268,6 +291,7 @@ def accuracies(result: Explanation, a: str, b: str) -> None:
         ("shots", {"shots": 2}),
         ("prompt form", {"prompt_form": "trained"}),
         ("method", {"methods": ("next-token",)}),
+        ("method", {"methods": ("cot",), "max_tokens": 4}),
         ("rule", {"rule": "calibrated"}),
         ("dtype", {"dtype": "bfloat16"}),
         ("data", {"questions": 20}),
@@ -303,6 +327,17 @@ def test_missing_evaluations_are_run(score: Any, model: Path, task_file: Path, t
     [result] = explain_results(a, b, run=wrong)
     assert ("shots",) not in [effect.factors for effect in result.effects]
     assert result.missing
+
+
+def test_missing_evaluations_with_reasoning_are_run(
+    score: Any, model: Path, task_file: Path, tmp_path: Path
+) -> None:
+    cot = {"methods": ("cot",), "max_tokens": 4}
+    a, b = score("a", **cot), score("b", template="letters", dtype="bfloat16", **cot)
+    run = RunOptions(task=str(task_file), model=str(model), out=tmp_path / "between")
+    [result] = explain_results(a, b, run=run)
+    assert [effect.factors for effect in result.effects] == [("template",), ("dtype",)]
+    accuracies(result, a, b)
 
 
 def test_the_table_of_rows_is_json(tmp_path: Path) -> None:

@@ -83,12 +83,17 @@ class SettingPair:
         a, b = self.a.factors, self.b.factors
         # A setting that only one of two methods has is part of the factor `method`.
         names = [name for name in a if name in b and a[name] != b[name]]
-        if not PROMPT_FACTORS & {*names} and self.a.prompts(self.common) != self.b.prompts(self.common):
+        if not self._prompt_factors & {*names} and self.a.prompts(self.common) != self.b.prompts(self.common):
             names.insert(0, PROMPT)
         # With other questions there are other batches, but mostly the same answers.
         if not names and any(_flip(self.a.rows[key], self.b.rows[key]) for key in self.common):
             names = [COMPUTATION]
         return tuple(names)
+
+    @property
+    def _prompt_factors(self) -> frozenset[str]:
+        """Factors that change the text of the prompts, including the method if only one side's reasons."""
+        return PROMPT_FACTORS | ({METHOD} if self.a.reasons != self.b.reasons else set())
 
     def place(self, setting: Setting) -> Changed | None:
         """Return the factors that have b's value in a setting; None if it is not between a and b."""
@@ -115,7 +120,7 @@ class SettingPair:
             if prompts not in (a, b):
                 return None
             return frozenset({*changed, PROMPT} if prompts == b else changed)
-        deciding = PROMPT_FACTORS & {*self.factors}
+        deciding = self._prompt_factors & {*self.factors}
         wrong = (not deciding & changed and prompts != a) or (deciding <= changed and prompts != b)
         return None if wrong else frozenset(changed)
 

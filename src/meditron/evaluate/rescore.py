@@ -10,7 +10,7 @@ from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.explain import COMPUTATION, PROMPT, SettingPair
 from meditron.evaluate.model import RAW
 from meditron.evaluate.result_rows import open_result
-from meditron.evaluate.settings import METHOD, SHOTS, Setting
+from meditron.evaluate.settings import METHOD, SHOTS, Setting, base_template
 from meditron.evaluate.standalone import evaluate_on_task
 from meditron.store.files import data_folder
 from meditron.store.prompts import PromptStore
@@ -102,7 +102,7 @@ def _run(pair: SettingPair, changed: frozenset[str], options: RunOptions) -> lis
         name,
         options.task,
         EvalOptions(**values),
-        template=row("template").template.partition("/")[0],
+        template=(base_template(row("template")) or "").partition("/")[0] or None,
         corpus=options.corpus,
         out=options.out,
         seed=options.seed,

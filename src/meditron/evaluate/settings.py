@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from meditron.evaluate.methods.generated import GeneratedRow
 from meditron.evaluate.methods.loglikelihood import Loglikelihood, LoglikelihoodRow
 from meditron.evaluate.result_rows import ItemKey
 from meditron.evaluate.rows import NOT_KNOWN, QuestionRow
 from meditron.store.results import Rule
+from meditron.tasks.reasoning import plain_template_id
 
-__all__ = ["METHOD", "PROMPT_FACTORS", "SHOTS", "Setting"]
+__all__ = ["METHOD", "PROMPT_FACTORS", "SHOTS", "Setting", "base_template"]
 
 METHOD, SHOTS = "method", "shots"
 _FACTORS = {
@@ -40,6 +42,16 @@ PROMPT_FACTORS = frozenset({"task version", "template", SHOTS, "prompt form", "s
 """Factors that change the text of the prompts."""
 
 
+def base_template(row: QuestionRow) -> str | None:
+    """Return the id of the template that a method adapted: letters/1 for letters-cot/1.
+
+    The instruction to reason is part of the method: no other method has the adapted template.
+    """
+    if row.template is None or not isinstance(row, GeneratedRow):
+        return row.template
+    return plain_template_id(row.template)
+
+
 @dataclass(frozen=True)
 class Setting:
     """The rows of one evaluation of a task, all with the same settings."""
@@ -61,6 +73,7 @@ class Setting:
         First the model and what the prompt is made of, then the method and its settings, then the engine.
         """
         values: dict[str, object] = {name: getattr(self.first, key) for key, name in _FACTORS.items()}
+        values["template"] = base_template(self.first)
         # A question that is among the examples has another one in its place, so the commonest ids are taken.
         [(examples, _)] = Counter(row.shot_ids for row in self.rows.values()).most_common(1)
         shots = [row.shots for row in self.rows.values() if row.shots is not None]
@@ -96,10 +109,20 @@ class Setting:
         shown["data"] = (self.first.data_sha256 or NOT_KNOWN)[:8]
         for name, text in wanted.items():
             value = shown.get(name.replace("_", " ").replace("-", " "), "")
-            short = {"template": value.partition("/")[0], SHOTS: value.partition(" ")[0]}.get(name)
-            if text not in (value, short):
+            names = [value]
+            if name == "template":
+                adapted = self.first.template or ""  # as reports show it
+                names += [value.partition("/")[0], adapted, adapted.partition("/")[0]]
+            elif name == SHOTS:
+                names.append(value.partition(" ")[0])
+            if text not in names:
                 return False
         return True
+
+    @property
+    def reasons(self) -> bool:
+        """True if the method adds the instruction to reason to the prompts."""
+        return isinstance(self.first, GeneratedRow)
 
     def prompts(self, keys: Iterable[ItemKey]) -> tuple[str | None, ...]:
         """Return the hashes of these questions' prompts; None for a prompt that is not known."""

@@ -15,7 +15,7 @@ from meditron.evaluate.methods.base import find_method
 from meditron.evaluate.methods.registry import METHODS
 from meditron.evaluate.result_rows import open_result
 from meditron.evaluate.rows import QuestionRow
-from meditron.evaluate.settings import Setting
+from meditron.evaluate.settings import Setting, base_template
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, RenderedPrompt
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
@@ -76,7 +76,10 @@ class ExportedTask:
     def settings(self) -> dict[str, str]:
         """Return the settings of the evaluation as texts, without those that are not known."""
         factors = self.setting.factors
-        return {name: self.setting.shown(name) for name, value in factors.items() if value is not None}
+        texts = {name: self.setting.shown(name) for name, value in factors.items() if value is not None}
+        # The template as the method adapted it, which gives the prompts.
+        template = self.setting.first.template
+        return texts if template is None else texts | {"template": template}
 
 
 def require_questions(task: ExportedTask) -> None:
@@ -160,8 +163,7 @@ def _prompt(
     row: QuestionRow, question: Question, examples: Mapping[str, Question], task: Task
 ) -> RenderedPrompt | None:
     """Render the prompt of a row again; None if that does not give the text with the row's hash."""
-    # The methods that generate text adapt the task's template and add this ending to its name.
-    name = (row.template or "").partition("/")[0].removesuffix("-cot")
+    name = (base_template(row) or "").partition("/")[0]
     # The template of a definition of lm-eval belongs to its task.
     template = task.template if task.template.name == name else PROMPT_TEMPLATES.get(name)
     shots = [examples[id_] for id_ in row.shot_ids[: row.shots or 0] if id_ in examples]
