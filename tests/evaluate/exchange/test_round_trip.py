@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,57 @@ def test_lm_eval_logs_give_equal_scores_answers_and_prompts(
     [difference] = compare_results(str(evaluated), str(folder))
     assert (difference.n, difference.difference) == (12, 0)
     assert [text.partition(":")[0] for text in difference.unlike] == ["engine", "truncated prompts"]
+
+
+@pytest.mark.parametrize(
+    ("target", "best", "acc", "definition", "doc", "gold"),
+    [
+        ("2", 1, 1.0, None, {}, 1),  # the best option is right, so the target is its text
+        ("2", 2, 1.0, None, {}, 2),
+        ("2", 1, 0.0, None, {}, 2),
+        ("2", 2, 0.0, None, {}, 1),
+        ("2", 3, 0.0, None, {}, None),  # the best option is wrong in both readings
+        ("2", 3, None, None, {}, None),
+        ("2", 3, 0.0, "answer", {"answer": "2"}, 1),  # as in lm-eval, a field's text is an option
+        ("2", 3, 0.0, "answer", {"answer": 2}, 2),
+        ("2", 3, 0.0, "{{answer}}", {"answer": "2"}, 2),  # a template's digits are an index
+        ("2", 3, 0.0, None, {"answer": "2"}, None),
+        ("2", 3, 0.0, None, {"answer": 2}, 2),
+        ("2", 3, 0.0, None, {"answerKey": "B"}, 1),
+        ("4", 3, 1.0, None, {}, 3),  # no index
+        ("0", 3, 0.0, None, {}, 0),  # no option
+        (2, 3, 0.0, None, {}, 2),
+    ],
+)
+def test_digits_as_target_are_an_index_or_an_option(
+    target: object,
+    best: int,
+    acc: float | None,
+    definition: str | None,
+    doc: dict[str, object],
+    gold: int | None,
+    tmp_path: Path,
+) -> None:
+    sample = {
+        "doc_id": 0,
+        "doc": {"q": "How many?"} | doc,
+        "target": target,
+        "arguments": {f"gen_args_{n}": {"arg_0": "How many?", "arg_1": f" {n + 1}"} for n in range(4)},
+        "filtered_resps": [[str(-1.0 - (n != best)), "False"] for n in range(4)],
+    }
+    time = "2026-11-29T12-00-00.000000"
+    log = tmp_path / f"samples_counts_{time}.jsonl"
+    log.write_text(json.dumps(sample if acc is None else sample | {"acc": acc}) + "\n", encoding="utf-8")
+    settings = {"model_name": "tiny", "configs": {"counts": {"doc_to_target": definition}}}
+    (tmp_path / f"results_{time}.json").write_text(json.dumps(settings), encoding="utf-8")
+    if gold is None:
+        readings = "it is the index of option 3 ('3') and the text of option 2"
+        problem = f"{log.name} (line 1): the target '2' is ambiguous: {readings}"
+        with pytest.raises(InputError, match=re.escape(problem)):
+            lm_eval_import.import_lm_eval([log])
+    else:
+        [task], _, _ = lm_eval_import.import_lm_eval([log])
+        assert (task.rows[0].gold, task.rows[0].prediction) == (gold, best)
 
 
 def test_an_imported_result_is_explained(evaluated: Path, questions: Path, tmp_path: Path) -> None:

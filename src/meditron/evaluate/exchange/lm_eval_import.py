@@ -30,6 +30,7 @@ from meditron.evaluate.model import RAW
 from meditron.store.import_record import ImportRecord
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Rule
+from meditron.tasks.choices import answer_keys
 from meditron.tasks.file_task import read_dataset_row
 from meditron.tasks.prompt_template import RenderedPrompt
 from meditron.tasks.question import Question
@@ -124,13 +125,14 @@ def _settings_file(log: Path) -> Path | None:
 def _read_task(log: Path, settings: Mapping[str, Any], model: str, task: Task | None) -> ImportedTask:
     name, _ = _task_and_time(log)
     known = {q.content_sha256: q for q in task.rows("test")} if task else None
-    answered = [_read_sample(sample, known) for sample in _one_filter(log)]
+    config = _table(settings, "configs", name)
+    definition = config.get("doc_to_target")
+    answered = [_read_sample(sample, known, definition) for sample in _one_filter(log)]
     unique_ids([(each.sample, (each.question.id,)) for each in answered])
     questions = [each.question for each in answered]
     fields = _common_fields(name, settings, model, log)
     clusters = question_clusters(questions)
     rows = [_row(each, fields, clusters.get(each.question.id, "")) for each in answered]
-    config = _table(settings, "configs", name)
     data = config.get("dataset_path")
     return ImportedTask(
         name=task.name if task else name,
@@ -147,7 +149,7 @@ def _one_filter(log: Path) -> list[Sample]:
     return [sample for sample in samples if sample.fields.get("filter") == first]
 
 
-def _read_sample(sample: Sample, known: Mapping[str, Question] | None) -> _Answered:
+def _read_sample(sample: Sample, known: Mapping[str, Question] | None, definition: object) -> _Answered:
     responses = sample.get("filtered_resps", list)
     requests = list(sample.get("arguments", dict).values())
     if not responses or not all(isinstance(each, list) and len(each) == 2 for each in responses):
@@ -162,7 +164,7 @@ def _read_sample(sample: Sample, known: Mapping[str, Question] | None) -> _Answe
     if count < 2:
         sample.fail("a question needs at least two options", _NOT_MULTIPLE_CHOICE)
     prompt = _prompt(requests[:count])
-    question = _question(sample, count, prompt)
+    question = _question(sample, count, prompt, definition)
     scores: dict[Rule, tuple[float, ...]] = {"sum": tuple(values[:count])}
     if prompt:
         lengths = [max(1, len(text.strip().encode())) for text in prompt.continuations]
@@ -189,7 +191,7 @@ def _prompt(requests: Sequence[Mapping[str, Any]]) -> RenderedPrompt | None:
     return RenderedPrompt(prompt=prompts.pop(), continuations=tuple(texts), unconditional_prompt="")
 
 
-def _question(sample: Sample, count: int, prompt: RenderedPrompt | None) -> Question:
+def _question(sample: Sample, count: int, prompt: RenderedPrompt | None, definition: object) -> Question:
     """Return the question of a sample: from its `doc` if the format is known, else from its prompt."""
     doc_id = str(sample.get("doc_id", (int, str)))
     doc = sample.get("doc", dict)
@@ -201,7 +203,7 @@ def _question(sample: Sample, count: int, prompt: RenderedPrompt | None) -> Ques
         options = continuations if {*continuations} == {*draft.options} else draft.options
     elif not prompt:
         sample.fail("neither a known format of question nor a prompt")
-    gold = _gold(sample, options, continuations)
+    gold = _gold(sample, options, continuations, definition)
     if draft and len(draft.options) == count:
         return replace(draft, options=options, gold=gold)
     if len({*options}) < count:
@@ -210,15 +212,63 @@ def _question(sample: Sample, count: int, prompt: RenderedPrompt | None) -> Ques
     return Question(id=doc_id, text=text, options=options, gold=gold)
 
 
-def _gold(sample: Sample, options: Sequence[str], continuations: Sequence[str]) -> int:
+def _gold(sample: Sample, options: Sequence[str], continuations: Sequence[str], definition: object) -> int:
     target = sample.get("target", (str, int))
     text = str(target).strip()
-    gold = int(text) if text.isdecimal() else option_index(text, continuations)
+    # Logs have an index as text as well, so that digits can be an index or the text of an option.
+    index = next((i for i in range(len(options)) if str(i) == text), None)
+    named = option_index(text, continuations or options) if isinstance(target, str) else None
+    if named is None and isinstance(target, str) and not text.isdecimal():
+        named = option_index(text, options)
+    if index is not None and named is not None and index != named:
+        gold = _ambiguous_gold(sample, options, index, named, definition)
+        if gold is None:
+            sample.fail(
+                f"the target {target!r:.60} is ambiguous: it is the index of option {index + 1} "
+                f"({options[index]!r:.60}) and the text of option {named + 1}",
+                "keep the results_*.json of the run, which has doc_to_target, beside the log",
+            )
+        return gold
+    gold = named if index is None else index
     if gold is None:
-        gold = option_index(text, options)
-    if gold is None or gold >= len(options):
         sample.fail(f"the target {target!r:.60} is none of the {len(options)} options")
     return gold
+
+
+def _ambiguous_gold(
+    sample: Sample, options: Sequence[str], index: int, named: int, definition: object
+) -> int | None:
+    """Return the gold option of a target whose digits are an index and the text of another option.
+
+    None if nothing decides between the two.
+
+    Args:
+        sample: The sample. Its `acc` states whether the option with the highest log-probability is right.
+        options: Its options.
+        index: The option that the target names as an index.
+        named: The option whose text the target is.
+        definition: `doc_to_target` of the task; None if the settings do not have it.
+    """
+    target, doc = sample.fields["target"], sample.fields["doc"]
+    values = [float(each[0]) for each in sample.fields["filtered_resps"]]
+    best, accuracy = max(range(len(options)), key=values.__getitem__), sample.fields.get("acc")
+    if accuracy is not None and best in (index, named):
+        other = named if best == index else index
+        return best if sample.finite(accuracy, "acc") else other
+    # As in lm-eval, the text of a field is an option, but digits of a template are an index.
+    if isinstance(definition, str) and definition in doc:
+        return named if isinstance(doc[definition], str) else index
+    if isinstance(definition, str) and definition.startswith(("{{", "{%")):
+        return index
+    fields = {str(key).lower(): value for key, value in doc.items()}
+    for value in map(fields.__getitem__, answer_keys(fields)):
+        if type(value) is int and str(value) == target.strip():
+            return index
+        if isinstance(value, str) and not value.strip().isdecimal():
+            gold = option_index(value, options)
+            if gold in (index, named):
+                return gold
+    return None
 
 
 def _check_accuracy(sample: Sample, sums: Sequence[float], gold: int) -> None:
