@@ -196,7 +196,7 @@ def test_the_file_decides_where_indexes_begin(tmp_path: Path, capsys: pytest.Cap
     assert golds(tmp_path, organs, *[1, 2, 3, 4] * 3, key="gold")[:4] == [1, 2, 3, 4]
     assert "(gold) do not show whether they count from 0 or 1" in capsys.readouterr().err
     with pytest.raises(
-        InputError, match=r"line 3\).*'5' \(an index counts from 0, to 4; no answer .* is 0\)"
+        InputError, match=r"line 3\).*: 5 \(an index counts from 0, to 4; no answer .* is 0\)"
     ):
         golds(tmp_path, organs, 1, 2, 5, key="gold")
 

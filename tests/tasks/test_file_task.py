@@ -177,22 +177,22 @@ def test_plain_rows(tmp_path: Path) -> None:
     ("good", "change", "message"),
     [
         (PLAIN, {"question": " \n"}, "the question is empty"),
-        (PLAIN, {"question": None}, "the question is not a text: 'None'"),
+        (PLAIN, {"question": None}, "the question is not a text: null"),
         (PLAIN, {"question": "\ud800"}, "contains half of a surrogate pair"),
         (PLAIN, {"options": ["a", "b", "a"]}, "two options are the same: 'a'"),
         (PLAIN, {"options": ["a", " ", "b"]}, "an option is empty"),
-        (PLAIN, {"options": ["a", 5]}, "the option is not a text: '5'"),
+        (PLAIN, {"options": ["a", 5]}, "the option is not a text: 5 (a number)"),
         (PLAIN, {"options": ["a"]}, "1 options; a question needs 2 to 26"),
         (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
         (PLAIN, {"options": "ab"}, "the options are neither a list nor an object"),
-        (PLAIN, {"gold": 3}, f"{NO_OPTION}: '3' (an index counts from 0, to 2"),
+        (PLAIN, {"gold": 3}, f"{NO_OPTION}: 3 (an index counts from 0, to 2"),
         (PLAIN, {"gold": -1}, "no answer is given"),
         (PLAIN, {"gold": ""}, "no answer is given"),
         (PLAIN, {"gold": ...}, "no answer is given"),
         (PLAIN, {"gold": -2}, NO_OPTION),
         (PLAIN, {"gold": "D"}, f"{NO_OPTION}: 'D'"),
         (PLAIN, {"gold": "bb"}, NO_OPTION),
-        (PLAIN, {"gold": True}, NO_OPTION),
+        (PLAIN, {"gold": True}, f"{NO_OPTION}: true (a boolean, not a text)"),
         (PLAIN, {"gold": 1.0}, NO_OPTION),
         (PLAIN, {"gold": None}, "no answer is given"),
         (PLAIN, {"id": True}, "the id is neither text nor number"),
@@ -208,7 +208,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         (MEDQA, {"options": 5}, "the options are neither a list nor an object"),
         (LISTED, {"answer": "A. b"}, f"{NO_OPTION}: 'A. b'"),
         (LISTED, {"answer": ["a", "b"]}, NO_OPTION),
-        (MEDMCQA, {"id": "y", "cop": 5}, f"{NO_OPTION}: '5'"),
+        (MEDMCQA, {"id": "y", "cop": 5}, f"{NO_OPTION}: 5"),
         (MEDMCQA, {"id": "y", "cop": "1,3"}, NO_OPTION),
         (MEDMCQA, {"id": "y", "opb": ""}, "an option is empty"),
         (MEDMCQA, {"id": True}, "the id is neither text nor number"),
@@ -259,7 +259,7 @@ def test_medmcqa_counts_from_one_or_from_nought(tmp_path: Path, capsys: pytest.C
     assert "read as counted from 1" in capsys.readouterr().err
     with pytest.raises(
         InputError,
-        match=r"line 2\): the gold answer is not one of the options: '4' \(an index counts from 0, to 3\)",
+        match=r"line 2\): the gold answer is not one of the options: 4 \(an index counts from 0, to 3\)",
     ):
         golds(0, 4)
 
@@ -315,6 +315,21 @@ def test_csv_with_and_without_a_header(tmp_path: Path) -> None:
         InputError, match=r"b\.csv \(line 2\): the gold answer is not one of the options: 'E'"
     ):
         open_task(str(tmp_path / "b.csv"))
+
+
+def test_a_list_as_pandas_writes_it_is_refused_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,options,answer\nWhy?,\"['w', 'x']\",x\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        open_task(str(tmp_path / "a.csv"))
+    assert "neither a list nor an object: \"['w', 'x']\"" in caught.value.message
+    assert '(write them as JSON, ["w", "x"], or one column per option)' in caught.value.message
+
+
+def test_a_refused_file_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "How many?", "options": [10, 20, 30], "answer": 20}
+    with pytest.raises(InputError, match=r"the option is not a text: 10 \(a number\)"):
+        open_task(lines(tmp_path / "a.jsonl", row))
+    assert not capsys.readouterr().err
 
 
 def test_truthfulqas_repeated_wrong_answers_are_one_option(tmp_path: Path) -> None:

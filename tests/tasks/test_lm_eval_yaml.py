@@ -85,6 +85,19 @@ def test_what_is_not_supported_is_refused_by_name(
         open_task(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"doc_to_text": "Q: {{question}} A:"}, r'a line of its own: doc_to_text: "Q: {{question}}\nA:"'),
+        ({"num_fewshot": 3}, "evaluate with --shots N"),
+    ],
+)
+def test_a_refused_value_has_a_hint(changes: dict[str, object], hint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        open_task(write(tmp_path, **changes))
+    assert hint in str(error.value.hint)
+
+
 def test_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "task.yaml"
     file.write_text("task: t\ndoc_to_text: !function utils.doc_to_text\n", encoding="utf-8")

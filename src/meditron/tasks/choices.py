@@ -68,9 +68,16 @@ class MalformedRow(Exception):
     """A row that cannot be read as a question. The message has the reason, the value, and a remark."""
 
     def __init__(self, reason: str, shown: object = "", remark: str = "") -> None:
-        text = f"{reason}: {str(shown)[:80]!r}" if shown != "" else reason
+        text = f"{reason}: {_in_message(shown)}" if shown != "" else reason
         super().__init__(f"{text} ({remark})" if remark else text)
         self.reason = reason
+
+
+def _in_message(value: object) -> str:
+    """Return a value as an error shows it: numbers, true, false and null without the quotes of a text."""
+    if isinstance(value, int | float | None):
+        return json.dumps(value)[:80]
+    return repr(str(value)[:80])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +108,10 @@ def read_options(fields: Mapping[str, Any]) -> AnswerOptions:
         if isinstance(value, str) and (lines := _lettered_option_lines(value)):
             return _options_from_value(lines)
         if value is not None and key == "options":
-            raise MalformedRow("the options are neither a list nor an object", value)
+            # Pandas writes a list in a CSV cell with the quotes of Python.
+            listed = isinstance(value, str) and value.lstrip().startswith("[")
+            hint = 'write them as JSON, ["w", "x"], or one column per option' if listed else ""
+            raise MalformedRow("the options are neither a list nor an object", value, hint)
     # A single column would match by chance, for example a column `a` that has something else.
     for form in _COLUMNS:
         named = ((form.fullmatch(key), value) for key, value in fields.items() if key not in _LISTS)
@@ -216,7 +226,7 @@ class AnswerConvention:
             raise MalformedRow(f"the gold answer is ambiguous: it is the {kinds}", value)
         if not indexes:
             raise MalformedRow(
-                "the gold answer is not one of the options", value, self._describe_index_base(value, options)
+                "the gold answer is not one of the options", value, self._describe_fault(value, options)
             )
         return indexes.pop()
 
@@ -225,7 +235,9 @@ class AnswerConvention:
         from_zero = {kind: index - self.first_index * (kind == "index") for kind, index in readings.items()}
         return {kind: index for kind, index in from_zero.items() if 0 <= index < count}
 
-    def _describe_index_base(self, value: object, options: AnswerOptions) -> str:
+    def _describe_fault(self, value: object, options: AnswerOptions) -> str:
+        if isinstance(value, bool):
+            return "a boolean, not a text"
         if type(value) is not int or options.labels[0].isdecimal():
             return ""
         doubt = "" if self._zero else "; no answer of the file is 0"

@@ -226,7 +226,8 @@ def to_question(draft: QuestionDraft, gold: Callable[[QuestionDraft], int | None
 
 def _require_text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise MalformedRow(f"the {name} is not a text", value)
+        kinds: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number"}
+        raise MalformedRow(f"the {name} is not a text", value, kinds.get(type(value), ""))
     # isascii first, because it is fast and true for most texts.
     if not value.isascii() and _LONE_SURROGATE.search(value):
         raise MalformedRow(f"the {name} contains a lone surrogate, which UTF-8 cannot encode")

@@ -146,7 +146,10 @@ def _ordered_questions(path: Path, known: DatasetFormat, rows: list[SourceRow]) 
 def _iterate_questions(
     path: Path, known: DatasetFormat, rows: list[SourceRow]
 ) -> Iterator[tuple[SourceRow, Question | str]]:
-    """Yield each row with its question, or with the reason to skip the row."""
+    """Yield each row with its question, or with the reason to skip the row.
+
+    Warn if answers may count from 0 or from 1.
+    """
     # First pass: everything except the answers, whose meaning all drafts together decide.
     drafts: list[QuestionDraft | MalformedRow] = []
     for row in rows:
@@ -154,7 +157,7 @@ def _iterate_questions(
             drafts.append(known.read_draft(row))
         except MalformedRow as error:
             drafts.append(error)
-    conventions = _answer_conventions(path, [draft for draft in drafts if isinstance(draft, QuestionDraft)])
+    conventions = _answer_conventions([draft for draft in drafts if isinstance(draft, QuestionDraft)])
     for row, draft in zip(rows, drafts, strict=True):
         try:
             if isinstance(draft, MalformedRow):
@@ -168,22 +171,22 @@ def _iterate_questions(
         if known.group_from_file and question.group is None:
             question = replace(question, group=known.group_from_file(task_name(path)))
         yield row, question
-
-
-def _answer_conventions(path: Path, drafts: list[QuestionDraft]) -> dict[str, AnswerConvention]:
-    """Decide for each key how to read its answers; warn if indexes may count from 0 or from 1."""
-    keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
-    conventions = {
-        key: AnswerConvention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))
-        for key in keys
-    }
+    # After the rows: of a file that is refused, only the error matters.
     for key, convention in conventions.items():
         if not convention.certain:
             warn(
                 f"{path}: the answers ({key}) do not show whether they count from 0 or 1; they are read as "
                 f"counted from {convention.first_index}"
             )
-    return conventions
+
+
+def _answer_conventions(drafts: list[QuestionDraft]) -> dict[str, AnswerConvention]:
+    """Decide for each key how to read its answers."""
+    keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
+    return {
+        key: AnswerConvention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))
+        for key in keys
+    }
 
 
 def _gold_option(draft: QuestionDraft, conventions: Mapping[str, AnswerConvention]) -> int | None:

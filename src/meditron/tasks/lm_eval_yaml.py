@@ -75,9 +75,9 @@ def open_lm_eval_task(path: Path) -> Task:
     rendered = {name: list(_render_rows(path, fields, name)) for name in dict.fromkeys((test, train))}
     cues = {text.rpartition("\n")[2] for rows in rendered.values() for text, _ in rows}
     if len(cues) != 1 or any("\n" not in text for rows in rendered.values() for text, _ in rows):
-        raise InputError(
-            path, "must end with the same line for every row, such as 'Answer:'", place="doc_to_text"
-        )
+        problem = "must end with the same line for every row, such as 'Answer:'"
+        hint = r'the cue must be a line of its own: doc_to_text: "Q: {{question}}\nA:"'
+        raise InputError(path, problem, place="doc_to_text", hint=hint)
     template = PromptTemplate(
         name=path.stem,
         sha256=definition.sha256,
@@ -257,7 +257,9 @@ def _read_definition(path: Path) -> _Definition:
     _check_types(path, fields)
     for key, value in fields.items():
         if key in _FIXED and value != _FIXED[key]:
-            raise InputError(path, f"only {_FIXED[key]!r} is supported, got {_shown(value)}", place=str(key))
+            problem = f"only {_FIXED[key]!r} is supported, got {_shown(value)}"
+            hint = "leave it out, and evaluate with --shots N" if key == "num_fewshot" else None
+            raise InputError(path, problem, place=str(key), hint=hint)
         if key not in {*_USED, *_IGNORED, *_FIXED}:
             raise InputError(path, "this key is not supported", place=str(key))
     if fields.get("output_type") != "multiple_choice":
