@@ -157,6 +157,19 @@ def test_a_row_without_a_token_in_the_loss_is_an_error(tmp_path):
         selected(rows, load_tokenizer(tmp_path))
 
 
+def test_an_empty_cell_of_a_csv_file_counts_as_absent(tmp_path):
+    path = tmp_path / "rows.csv"
+    columns = "id,instruction,input,output,reasoning,prompt,system"
+    path.write_text(f"{columns}\n1,q,t,a,Because.,,\n,q,,a,,, \n,q,,b,,,\n")
+    full, *rows = read_conversations(path)
+    assert (full.id, full.turns) == ("1", (Turn("user", "q\n\nt"), Turn("assistant", "Because.\n\na")))
+    assert [row.turns for row in rows] == [(Turn("user", "q"), Turn("assistant", text)) for text in "ab"]
+    assert len({row.id for row in rows} - {""}) == 2
+    path.write_text("instruction,input,output,reasoning\nq,,,\n")
+    with pytest.raises(InputError, match=r"line 2\): an answer is empty"):
+        list(read_conversations(path))
+
+
 def test_messages_of_parquet_may_have_dates_and_bytes(tmp_path):
     date = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
     messages = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_id", "parse_messages", "parse_row", "row_format"]
+__all__ = ["ASSISTANT", "ROLES", "Turn", "is_blank", "parse_id", "parse_messages", "parse_row", "row_format"]
 
 ASSISTANT = "assistant"
 ROLES: Mapping[str, str] = {
@@ -64,6 +64,11 @@ _FLAT_FORMATS = (
     _FlatFormat("prompt", "completion"),  # TRL, OpenAI
     _FlatFormat("question", "answer"),
 )
+_REQUIRED_KEYS: Mapping[str, tuple[str, ...]] = {
+    _MESSAGES: (_MESSAGES,),
+    _SHAREGPT: (_SHAREGPT,),
+    **{form.name: (form.user_key, form.assistant_key) for form in _FLAT_FORMATS},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +91,19 @@ def row_format(row: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The row has no known format, the keys of several formats, or text that would be ignored.
     """
-    flat = [
-        form
-        for form in _FLAT_FORMATS
-        if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)
-    ]
-    names = [key for key in (_MESSAGES, _SHAREGPT) if _has_value(row, key)] + [form.name for form in flat]
+    # The formats with the most values under their keys: blank columns of another format count as absent, but
+    # a row with an empty answer keeps its format, and the error names the answer.
+    filled = {
+        name: sum(_has_value(row, key) for key in keys) / len(keys)
+        for name, keys in _REQUIRED_KEYS.items()
+        if all(row.get(key) is not None for key in keys)
+    }
+    names = [name for name, share in filled.items() if share == max(filled.values())]
+    flat = [form for form in _FLAT_FORMATS if form.name in names]
     if len(names) > 1:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
     if not names:
-        known = ", ".join([_MESSAGES, _SHAREGPT, *(form.name for form in _FLAT_FORMATS)])
+        known = ", ".join(_REQUIRED_KEYS)
         keys = ", ".join(map(str, row)) or "none"
         raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
     if flat:
@@ -105,7 +113,7 @@ def row_format(row: Mapping[str, Any]) -> str:
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
         if stray := sorted(key for key in others if _has_value(row, key)):
             raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
-        if lost := [key for key in _LOST_KEYS if row.get(key)]:
+        if lost := [key for key in _LOST_KEYS if row.get(key) and _has_value(row, key)]:
             raise ValueError(
                 f"has the format {names[0]} and the key '{lost[0]}', which would be ignored; write its text "
                 f"into '{flat[0].user_key}', or the row as {_MESSAGES}"
@@ -122,11 +130,11 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         ValueError: The row is not a conversation with an answer.
     """
     turns = _parse_turns(row)
-    reasoning = row.get(_REASONING)
-    if reasoning is None:
+    if not _has_value(row, _REASONING):
         return turns
-    if not isinstance(reasoning, str) or not reasoning.strip():
-        raise ValueError(f"'{_REASONING}' must be text, not empty")
+    reasoning = row[_REASONING]
+    if not isinstance(reasoning, str):
+        raise ValueError(f"'{_REASONING}' must be text, got {type(reasoning).__name__}")  # noqa: TRY004
     *before, last = turns
     if last.role != ASSISTANT:
         raise ValueError(f"'{_REASONING}' belongs to an answer, but the last message is the {last.role}'s")
@@ -144,7 +152,7 @@ def _parse_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         if _has_value(row, key) and not isinstance(row[key], str):
             raise ValueError(f"'{key}' must be text, got {type(row[key]).__name__}")
     question = row[form.user_key]
-    if form.context_key and row.get(form.context_key):
+    if form.context_key and _has_value(row, form.context_key):
         question = f"{question}\n\n{row[form.context_key]}"
     return parse_messages(
         [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant_key]}]
@@ -167,8 +175,16 @@ def _message_of_sharegpt(message: object) -> object:
 
 
 def _has_value(row: Mapping[str, Any], key: str) -> bool:
-    # Exported tables have every column in every row, so a key with the value null counts as absent.
-    return row.get(key) is not None
+    return not is_blank(row.get(key))
+
+
+def is_blank(value: object) -> bool:
+    """Return whether a value is null, or text without any character but blanks.
+
+    Exported tables have every column in every row, so such a value counts as absent. A CSV cell cannot be
+    null: it is empty text.
+    """
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def parse_messages(messages: object, name: str = _MESSAGES) -> tuple[Turn, ...]:
@@ -193,7 +209,7 @@ def _parse_message(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(_NOT_A_MESSAGE)  # noqa: TRY004
     for key, value in message.items():
-        if key not in _MESSAGE_KEYS and value not in (None, [], {}, ""):
+        if key not in _MESSAGE_KEYS and value not in ([], {}) and not is_blank(value):
             raise ValueError(
                 f"a message has the key '{key}', which finetuning does not support; supported keys are "
                 f"{', '.join(_MESSAGE_KEYS)}"

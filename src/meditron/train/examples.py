@@ -28,7 +28,7 @@ from meditron.tasks.reasoning import reasoning_template
 from meditron.tasks.task import Question, Task
 from meditron.tasks.training_sets import TRAINING_SETS, training_set_files
 from meditron.text.finetune_templates import TokenizedConversation, question_turns, tokenize_conversation
-from meditron.text.messages import Turn, parse_id, parse_row, row_format
+from meditron.text.messages import Turn, is_blank, parse_id, parse_row, row_format
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.samples import IGNORE
 
@@ -161,10 +161,12 @@ def _row_id(row: Mapping[str, Any], turns: Iterable[Turn]) -> str:
         ValueError: The id is neither text nor a number, or is not valid Unicode.
     """
     name = row.get("id")
-    if name is None:
+    if is_blank(name):
         # A row in another format is hashed as its equivalent messages. Parquet has dates and bytes, which
         # JSON lacks, in keys such as created_at.
-        messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
+        messages = row.get("messages")
+        if is_blank(messages):
+            messages = [[turn.role, turn.content] for turn in turns]
         return _sha256_hex(json.dumps(messages, sort_keys=True, default=str))[:16]
     return parse_id(name)
 
@@ -219,7 +221,7 @@ def refuse_unsupported_keys(
         ValueError: The row has such a key.
     """
     for key in (*_UNSUPPORTED_KEYS, *also):
-        if row.get(key) not in (None, [], {}, ""):
+        if (value := row.get(key)) not in ([], {}) and not is_blank(value):
             raise ValueError(f"the row has the key '{key}', which {method} does not support")
 
 
