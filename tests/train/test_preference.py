@@ -7,9 +7,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import torch.nn.functional as F
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from hf_parity import make_hf, our_llama
@@ -19,8 +21,10 @@ from meditron.store.files import read_json, sha256_file
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.store.manifest import Artifact
 from meditron.text.finetune_templates import Span, TokenizedConversation
+from meditron.text.messages import Turn
 from meditron.train import preference
 from meditron.train.batches import collate
+from meditron.train.examples import content_hash
 from meditron.train.finetune import run
 from meditron.train.preference import PairDataset, dpo_loss, pair_logps, read_preferences
 from meditron.train.samples import IGNORE
@@ -250,6 +254,9 @@ def test_tensor_parallelism_is_refused(pairs, tmp_path):
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
 ANSWER = {"role": "assistant", "content": "yes"}
+NO = ANSWER | {"content": "no"}
+QUESTION = {"role": "user", "content": "q"}
+SHARED = {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NO]}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +273,19 @@ ANSWER = {"role": "assistant", "content": "yes"}
             {"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"},
             "no message of the assistant",
         ),
+        (GOOD | {"prompt": " "}, "exactly one of prompt and messages"),
+        ({"chosen": [ANSWER], "rejected": [ANSWER]}, "or as the shared beginning of chosen and rejected"),
+        (SHARED | {"rejected": "no"}, "'rejected' must be a list of messages"),
+        (SHARED | {"rejected": [NO]}, "the same messages before the last; they differ at message 1"),
+        (SHARED | {"chosen": [QUESTION | {"content": "p"}, ANSWER]}, "they differ at message 1"),
+        (SHARED | {"chosen": [QUESTION, NO, QUESTION, ANSWER]}, "they differ at message 2"),
+        (SHARED | {"chosen": [QUESTION, ANSWER, QUESTION]}, "last message of chosen must be the assistant's"),
+        (SHARED | {"rejected": [QUESTION, QUESTION]}, "last message of rejected must be the assistant's"),
+        (SHARED | {"rejected": [QUESTION, ANSWER]}, "chosen and rejected are equal"),
+        (SHARED | {"prompt": "another"}, "prompt must equal the user's last message in chosen and rejected"),
+        (SHARED | {"prompt": [QUESTION | {"content": "p"}]}, "prompt must equal the messages that chosen"),
+        (SHARED | {"messages": [QUESTION, NO]}, "messages must equal the messages that chosen and rejected"),
+        (SHARED | {"prompt": 3}, "prompt must equal the messages that chosen and"),
         (GOOD | {"system": "You answer in one word."}, "has the key 'system'"),
         (GOOD | {"tools": [{"name": "search"}]}, "has the key 'tools'"),
         (GOOD | {"images": ["scan.png"]}, "has the key 'images'"),
@@ -285,8 +305,52 @@ def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):
 
 def test_metadata_and_empty_keys_of_a_pair_are_allowed(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(GOOD | {"id": "p", "source": "s", "score": 2, "history": [], "input": ""}))
+    path.write_text(json.dumps(GOOD | {"id": "p", "source": "s", "score": 2, "history": [], "input": " "}))
     assert [row.id for row in read_preferences(path)] == ["p"]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_pairs_may_be_an_array_of_json(tmp_path, indent):
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([GOOD, SHARED], indent=indent))
+    first, second = read_preferences(path)
+    assert (first.question, first.chosen.content, first.rejected.content) == ("q", "a", "b")
+    assert (second.question, second.chosen.content, second.rejected.content) == ("q", "yes", "no")
+    path.write_text(json.dumps([GOOD, {}], indent=0))
+    with pytest.raises(InputError, match=r"pairs\.json \(line 7, row 2\): a pair has a prompt"):
+        list(read_preferences(path))
+
+
+def test_pairs_may_be_a_table(tmp_path):
+    (tmp_path / "pairs.csv").write_text("id,prompt,chosen,rejected,input\n1,q,a,b,\n,q,yes,no,\n")
+    first, second = read_preferences(tmp_path / "pairs.csv")
+    assert (first.id, first.question, first.chosen.content, first.rejected.content) == ("1", "q", "a", "b")
+    assert second.id == content_hash(second.texts)[:16]
+    # The columns of the published UltraFeedback pairs.
+    row = SHARED | {"prompt": "q", "prompt_id": "x", "messages": SHARED["chosen"], "score_chosen": 7.0}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    (pair,) = read_preferences(tmp_path / "pairs.parquet")
+    assert (pair.question, pair.chosen.content, pair.rejected.content) == ("q", "yes", "no")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {},
+        {"prompt": "q"},
+        {"prompt": ""},
+        {"prompt": [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION]},
+        {"messages": [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION]},
+    ],
+)
+def test_the_prompt_may_be_the_shared_beginning_of_the_answers(tmp_path, prompt):
+    shared = [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(prompt | {"chosen": [*shared, ANSWER], "rejected": [*shared, NO]}))
+    (pair,) = read_preferences(path)
+    assert [turn.role for turn in pair.prompt] == ["system", "user", "assistant", "user"]
+    assert not any(turn.in_loss for turn in pair.prompt)
+    assert (pair.chosen, pair.rejected) == (Turn("assistant", "yes"), Turn("assistant", "no"))
 
 
 def test_messages_and_answers_may_be_those_of_trl(tmp_path):

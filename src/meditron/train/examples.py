@@ -40,6 +40,7 @@ __all__ = [
     "Split",
     "content_hash",
     "example_row",
+    "file_rows",
     "held_out",
     "next_token_targets",
     "read_conversations",
@@ -143,7 +144,7 @@ def _row_files(path: Path) -> list[Path]:
 
 def _file_conversations(path: Path) -> Iterator[ConversationRow]:
     first_format: str | None = None
-    for place, row in _file_rows(path):
+    for place, row in file_rows(path):
         try:
             refuse_unsupported_keys(row)
             first_format = _require_same_format(row, first_format)
@@ -171,8 +172,13 @@ def _row_id(row: Mapping[str, Any], turns: Iterable[Turn]) -> str:
     return parse_id(name)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file with their places. JSON lines are streamed, other formats read at once."""
+def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a file with their places. JSON lines are streamed, other formats read at once.
+
+    Raises:
+        InputError: The file is damaged; names the line.
+        SourceError: There is no such file.
+    """
     if _ROW_SUFFIXES & set(path.suffixes) - {".jsonl"}:
         for row in read_source_rows(path):
             yield row.place, row.fields

@@ -81,7 +81,8 @@ class FinetuneConfig(TrainingConfig):
 
     A row's "reasoning" is a chain of thought, which is written before the last answer. With `method = "dpo"`
     a row is a pair: {"prompt": "…", "chosen": "…", "rejected": "…"}. `messages` in place of `prompt` has
-    several turns, and an answer may be a message.
+    several turns, and an answer may be a message. `chosen` and `rejected` may be lists of messages that share
+    all but the last; the shared messages are the prompt.
 
     Each row may have an "id". Roles are system, user (or question) and assistant (or answer). A message with
     "weight": 0 or "train": false is read but adds no loss. Rows with tools or tool calls are refused."""

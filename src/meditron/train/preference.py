@@ -33,11 +33,10 @@ from meditron.parallel.world import current_world
 from meditron.report.pages import Page
 from meditron.store.ancestry import Training
 from meditron.store.files import cache_folder, canonical_json, read_json, write_json
-from meditron.store.jsonl import read_numbered_jsonl
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.finetune_templates import TokenizedConversation, tokenize_conversation, with_chat_template
-from meditron.text.messages import ASSISTANT, Turn, parse_id, parse_messages
+from meditron.text.messages import ASSISTANT, ROLES, Turn, is_blank, parse_id, parse_messages
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.batches import Batch, collate, micro_batches
 from meditron.train.data_identity import hex_digest, passage_hashes
@@ -47,6 +46,7 @@ from meditron.train.examples import (
     Example,
     Split,
     content_hash,
+    file_rows,
     held_out,
     next_token_targets,
     refuse_unsupported_keys,
@@ -67,6 +67,8 @@ __all__ = ["PairDataset", "PreferenceRow", "dpo_loss", "pair_logps", "read_prefe
 
 # Keys of conversations that would be part of the prompt or of the answers.
 _UNSUPPORTED_IN_PAIRS = ("history", "input", "reasoning")
+_PROMPTS = ("prompt", "messages")
+_ANSWERS = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +98,19 @@ class PreferenceRow:
 
 
 def read_preferences(path: Path) -> Iterator[PreferenceRow]:
-    """Read the pairs of a JSONL file, in its order. A row without an id gets a hash of its texts.
+    """Read the pairs of a file (.jsonl, .json, .csv, .parquet), in its order.
+
+    A row without an id gets a hash of its texts.
 
     Raises:
-        InputError: A line is damaged, is no pair, or its two answers are equal.
+        InputError: A row is damaged, is no pair, or its two answers are equal.
+        SourceError: There is no such file.
     """
-    for number, row in read_numbered_jsonl(path):
-        place = f"line {number}"
+    for place, row in file_rows(path):
         try:
             prompt, chosen, rejected = _parse_pair(row)
             id_ = row.get("id")
-            name = content_hash((*prompt, chosen, rejected))[:16] if id_ is None else parse_id(id_)
+            name = content_hash((*prompt, chosen, rejected))[:16] if is_blank(id_) else parse_id(id_)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
         yield PreferenceRow(name, prompt, chosen, rejected, place)
@@ -115,23 +119,79 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
 def _parse_pair(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], Turn, Turn]:
     """Return the prompt, the chosen and the rejected answer of a row; ValueError if it is no pair."""
     refuse_unsupported_keys(row, also=_UNSUPPORTED_IN_PAIRS, method="preference tuning")
-    present = [key for key in ("prompt", "messages") if row.get(key)]
-    if len(present) != 1:
-        raise ValueError("a pair has a prompt, as text or messages, under exactly one of prompt and messages")
-    prompt = row[present[0]]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, list):
-        raise ValueError(f"{present[0]} must be text or a list of messages")  # noqa: TRY004
-    *turns, chosen = parse_messages([*messages, _answer_message(row, "chosen")])
-    *_, rejected = parse_messages([*messages, _answer_message(row, "rejected")])
+    if any(isinstance(row.get(key), list) and len(row[key]) > 1 for key in _ANSWERS):
+        turns, chosen, rejected = _parse_conversations(row)
+    else:
+        turns, chosen, rejected = _parse_prompt_and_answers(row)
     if turns[-1].role == ASSISTANT:
         raise ValueError("the prompt ends with an answer; answers are chosen and rejected")
     if any(turn.role != ASSISTANT or not turn.in_loss for turn in (chosen, rejected)):
         raise ValueError("chosen and rejected must be answers of the assistant")
     if chosen == rejected:
         raise ValueError("chosen and rejected are equal: there is nothing to prefer")
+    return _without_loss(turns), chosen, rejected
+
+
+def _parse_prompt_and_answers(row: Mapping[str, Any]) -> tuple[Sequence[Turn], Turn, Turn]:
+    present = [key for key in _PROMPTS if row.get(key) and not is_blank(row[key])]
+    if len(present) != 1:
+        raise ValueError(
+            "a pair has a prompt, as text or messages, under exactly one of prompt and messages, or as the "
+            "shared beginning of chosen and rejected"
+        )
+    prompt = row[present[0]]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, list):
+        raise ValueError(f"{present[0]} must be text or a list of messages")  # noqa: TRY004
+    *turns, chosen = parse_messages([*messages, _answer_message(row, "chosen")])
+    *_, rejected = parse_messages([*messages, _answer_message(row, "rejected")])
+    return turns, chosen, rejected
+
+
+def _parse_conversations(row: Mapping[str, Any]) -> tuple[Sequence[Turn], Turn, Turn]:
+    """Return the prompt and the answers of a row whose `chosen` and `rejected` are whole conversations."""
+    (prompt, chosen), (prompt_of_rejected, rejected) = (_split_conversation(row, key) for key in _ANSWERS)
+    if prompt != prompt_of_rejected:
+        equal = [a == b for a, b in zip(prompt, prompt_of_rejected, strict=False)]
+        raise ValueError(
+            "chosen and rejected must have the same messages before the last; they differ at message "
+            f"{[*equal, False].index(False) + 1}"
+        )
+    for key in _PROMPTS:
+        _require_same_prompt(row, key, prompt)
+    return prompt, chosen, rejected
+
+
+def _require_same_prompt(row: Mapping[str, Any], key: str, prompt: Sequence[Turn]) -> None:
+    """Raise ValueError if a row has a prompt other than the shared beginning of its conversations."""
+    given = row.get(key)
+    # In published datasets, `messages` may be the chosen conversation.
+    if not given or is_blank(given) or (key == "messages" and given == row["chosen"]):
+        return
+    if isinstance(given, str):
+        questions = [turn.content.strip() for turn in prompt if turn.role == "user"]
+        if given.strip() not in questions[-1:]:
+            raise ValueError(f"{key} must equal the user's last message in chosen and rejected, or be absent")
+        return
+    turns = parse_messages([*given, row["chosen"][-1]])[:-1] if isinstance(given, list) else ()
+    if _without_loss(turns) != prompt:
+        raise ValueError(f"{key} must equal the messages that chosen and rejected share, or be absent")
+
+
+def _split_conversation(row: Mapping[str, Any], key: str) -> tuple[tuple[Turn, ...], Turn]:
+    """Return the messages before the last, and the last, which must be the assistant's."""
+    messages = row.get(key)
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    role = ROLES.get(str(last.get("role"))) if isinstance(last, dict) else None
+    if role and role != ASSISTANT:
+        raise ValueError(f"the last message of {key} must be the assistant's, got the {role}'s")
+    *before, answer = parse_messages(messages, key)
+    return _without_loss(before), answer
+
+
+def _without_loss(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     # Only the last answer is compared; earlier ones are part of the prompt.
-    return tuple(replace(turn, in_loss=False) for turn in turns), chosen, rejected
+    return tuple(replace(turn, in_loss=False) for turn in turns)
 
 
 def _answer_message(row: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401  # `parse_messages` checks it
